@@ -1,0 +1,31 @@
+// One ISA's kernel table; compiled once per ISA.
+#include "cpu/kernels.h"
+
+#include "cpu/simd.h"
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+void add_norm(const AddNormArgs&);
+void attention(const AttentionArgs&);
+void embedding(const EmbeddingArgs&);
+void linear(const LinearArgs&);
+void normalize(const NormalizeArgs&);
+void pack(const PackArgs&);
+void pool(const PoolArgs&);
+void softmax(const SoftmaxArgs&);
+void unpack(const PackArgs&);
+
+const Kernels kernels = {
+    .add_norm = add_norm,
+    .attention = attention,
+    .embedding = embedding,
+    .linear = linear,
+    .normalize = normalize,
+    .pack = pack,
+    .pool = pool,
+    .softmax = softmax,
+    .unpack = unpack,
+    .panel_width = kPanel,
+};
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

@@ -1,0 +1,37 @@
+// The CPU backend's list of kernels. Each ISA defines one table of them (kernels.cc).
+#pragma once
+
+#include "ops/add_norm.h"
+#include "ops/attention.h"
+#include "ops/embedding.h"
+#include "ops/linear.h"
+#include "ops/normalize.h"
+#include "ops/pool.h"
+#include "ops/softmax.h"
+
+namespace softgate::cpu {
+
+struct Kernels {
+  void (*add_norm)(const AddNormArgs&);
+  void (*attention)(const AttentionArgs&);
+  void (*embedding)(const EmbeddingArgs&);
+  void (*linear)(const LinearArgs&);
+  void (*normalize)(const NormalizeArgs&);
+  void (*pack)(const PackArgs&);
+  void (*pool)(const PoolArgs&);
+  void (*softmax)(const SoftmaxArgs&);
+  void (*unpack)(const PackArgs&);
+  int panel_width;  // columns of one packed panel (ops/linear.h)
+};
+
+namespace generic {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+
+}  // namespace softgate::cpu

@@ -1,0 +1,36 @@
+// One SIMD interface; simd_<isa>.h gives its meaning. Vectors hold kLanes floats.
+//
+//   load, load_n, store, store_n   unaligned; the _n forms touch only the first n in [0, kLanes]
+//                                  lanes (load_n fills the others with zero)
+//   set1 add sub mul div fma(a, b, c) = a * b + c, abs, sqrt
+//   max, min                       return b when either operand is NaN
+//   round                          to nearest even
+//   scale2(x, n)                   x * 2^n for integral n in [-126, 127]
+//   less(a, b), select(mask, a, b) select takes a where mask is set
+//   nonzero_bytes(p, n)            mask of p[i] != 0; lanes from n on are unset
+//   iota()                         0, 1, 2, ...
+//   sum, hmax                      over all lanes, in a fixed order
+#pragma once
+
+#include <cstdint>
+
+#define SG_INLINE [[gnu::always_inline]] static inline
+
+#if defined(SOFTGATE_ISA_AVX512)
+#include "cpu/simd_avx512.h"
+#elif defined(SOFTGATE_ISA_AVX2)
+#include "cpu/simd_avx2.h"
+#else
+#include "cpu/simd_generic.h"
+#endif
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+SG_INLINE vf zero() { return set1(0.0f); }
+
+SG_INLINE int min_int(int a, int b) { return a < b ? a : b; }
+SG_INLINE std::int64_t min_int(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+SG_INLINE std::int64_t max_int(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+SG_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

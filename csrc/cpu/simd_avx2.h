@@ -1,0 +1,61 @@
+// Eight lanes: AVX2 with FMA.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+inline constexpr int kLanes = 8;
+
+// 12 accumulators, two columns of B and two broadcasts of A fill the 16 registers.
+inline constexpr int kPanel = 16;
+inline constexpr int kTileRows = 6;
+
+using vf = __m256;
+using vm = __m256;  // sign bits
+
+SG_INLINE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+SG_INLINE vf load(const float* p) { return _mm256_loadu_ps(p); }
+SG_INLINE vf load_n(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+SG_INLINE void store(float* p, vf v) { _mm256_storeu_ps(p, v); }
+SG_INLINE void store_n(float* p, vf v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+SG_INLINE vf set1(float x) { return _mm256_set1_ps(x); }
+SG_INLINE vf iota() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
+SG_INLINE vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
+SG_INLINE vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+SG_INLINE vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+SG_INLINE vf div(vf a, vf b) { return _mm256_div_ps(a, b); }
+SG_INLINE vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+SG_INLINE vf max(vf a, vf b) { return _mm256_max_ps(a, b); }
+SG_INLINE vf min(vf a, vf b) { return _mm256_min_ps(a, b); }
+SG_INLINE vf abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+SG_INLINE vf sqrt(vf a) { return _mm256_sqrt_ps(a); }
+SG_INLINE vf round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SG_INLINE vf scale2(vf x, vf n) {
+  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+}
+SG_INLINE vm less(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+SG_INLINE vf select(vm m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
+SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {
+  std::uint64_t bytes = 0;
+  __builtin_memcpy(&bytes, p, static_cast<unsigned>(n));
+  const __m256i wide = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(bytes)));
+  return _mm256_castsi256_ps(_mm256_cmpgt_epi32(wide, _mm256_setzero_si256()));
+}
+SG_INLINE float sum(vf v) {
+  const __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 b = _mm_add_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+SG_INLINE float hmax(vf v) {
+  const __m128 a = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

@@ -1,0 +1,67 @@
+// Sixteen lanes: AVX-512 F, BW, DQ, VL.
+#pragma once
+
+#if defined(SOFTGATE_EMULATE_AVX512)
+#define SIMDE_ENABLE_NATIVE_ALIASES  // tests only: the same source on a CPU without AVX-512
+#include <simde/x86/avx512.h>
+#else
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+inline constexpr int kLanes = 16;
+
+// 28 accumulators, two columns of B and a broadcast of A out of 32 registers.
+inline constexpr int kPanel = 32;
+inline constexpr int kTileRows = 14;
+
+using vf = __m512;
+using vm = __mmask16;
+
+SG_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+SG_INLINE vf load(const float* p) { return _mm512_loadu_ps(p); }
+SG_INLINE vf load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+SG_INLINE void store(float* p, vf v) { _mm512_storeu_ps(p, v); }
+SG_INLINE void store_n(float* p, vf v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
+SG_INLINE vf set1(float x) { return _mm512_set1_ps(x); }
+SG_INLINE vf iota() {
+  return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+}
+SG_INLINE vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
+SG_INLINE vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+SG_INLINE vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+SG_INLINE vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
+SG_INLINE vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+SG_INLINE vf max(vf a, vf b) { return _mm512_max_ps(a, b); }
+SG_INLINE vf min(vf a, vf b) { return _mm512_min_ps(a, b); }
+SG_INLINE vf abs(vf a) { return _mm512_abs_ps(a); }
+SG_INLINE vf sqrt(vf a) { return _mm512_sqrt_ps(a); }
+SG_INLINE vf round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SG_INLINE vf scale2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+SG_INLINE vm less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+SG_INLINE vf select(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }
+SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {
+  std::uint8_t bytes[16] = {};
+  __builtin_memcpy(bytes, p, static_cast<unsigned>(n));
+  const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+  return static_cast<vm>(~_mm_movemask_epi8(_mm_cmpeq_epi8(v, _mm_setzero_si128())));
+}
+SG_INLINE __m256 low_half(vf v) { return _mm512_castps512_ps256(v); }
+SG_INLINE __m256 high_half(vf v) { return _mm512_castps512_ps256(_mm512_shuffle_f32x4(v, v, 0x4e)); }
+SG_INLINE float sum(vf v) {
+  const __m256 c = _mm256_add_ps(low_half(v), high_half(v));
+  const __m128 a = _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
+  const __m128 b = _mm_add_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+SG_INLINE float hmax(vf v) {
+  const __m256 c = _mm256_max_ps(low_half(v), high_half(v));
+  const __m128 a = _mm_max_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
+  const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

@@ -1,0 +1,69 @@
+// Four lanes through the compiler's vector extension: any CPU.
+#pragma once
+
+#include <cstdint>
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+inline constexpr int kLanes = 4;
+
+// The register block of matrix products: kPanel columns by at most kTileRows rows.
+inline constexpr int kPanel = 8;
+inline constexpr int kTileRows = 4;
+
+using vf = float __attribute__((vector_size(16)));
+using vi = std::int32_t __attribute__((vector_size(16)));
+using vm = vi;  // all bits set or none
+
+SG_INLINE vf load(const float* p) {
+  vf v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+SG_INLINE vf load_n(const float* p, int n) {
+  vf v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+SG_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+SG_INLINE void store_n(float* p, vf v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+SG_INLINE vf set1(float x) { return vf{x, x, x, x}; }
+SG_INLINE vf iota() { return vf{0, 1, 2, 3}; }
+SG_INLINE vf add(vf a, vf b) { return a + b; }
+SG_INLINE vf sub(vf a, vf b) { return a - b; }
+SG_INLINE vf mul(vf a, vf b) { return a * b; }
+SG_INLINE vf div(vf a, vf b) { return a / b; }
+SG_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
+SG_INLINE vm less(vf a, vf b) { return a < b; }
+SG_INLINE vf select(vm m, vf a, vf b) { return reinterpret_cast<vf>((m & reinterpret_cast<vi>(a)) | (~m & reinterpret_cast<vi>(b))); }
+SG_INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
+SG_INLINE vf min(vf a, vf b) { return select(a < b, a, b); }
+SG_INLINE vf abs(vf a) { return reinterpret_cast<vf>(reinterpret_cast<vi>(a) & 0x7fffffff); }
+SG_INLINE vf sqrt(vf a) {
+  vf r;
+  for (int i = 0; i < kLanes; ++i) r[i] = __builtin_sqrtf(a[i]);
+  return r;
+}
+SG_INLINE vf round(vf a) {
+  vf r;
+  for (int i = 0; i < kLanes; ++i) r[i] = __builtin_rintf(a[i]);
+  return r;
+}
+SG_INLINE vf scale2(vf x, vf n) {
+  const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
+  return x * reinterpret_cast<vf>(bits);
+}
+SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {
+  vm m = {};
+  for (int i = 0; i < n; ++i) m[i] = p[i] ? -1 : 0;
+  return m;
+}
+SG_INLINE float sum(vf v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+SG_INLINE float hmax(vf v) {
+  const vf a = max(v, vf{v[2], v[3], v[0], v[1]});
+  return max(a, vf{a[1], a[0], a[3], a[2]})[0];
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

@@ -1,0 +1,42 @@
+// Elementary functions on vectors, to a few units in the last place of float32.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+// e^x. Below -87.3 the result is 0 (denormals are flushed), above 88.7 +inf; NaN stays NaN.
+SG_INLINE vf exp(vf x) {
+  // Reduced to r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2]; a minimax polynomial of degree 6 there.
+  const vf clamped = max(set1(-104.0f), min(set1(89.0f), x));
+  const vf n = round(mul(clamped, set1(1.44269504f)));
+  const vf r = fma(n, set1(2.12194440e-4f), fma(n, set1(-0.693359375f), clamped));
+  vf p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(mul(r, r), p, add(r, set1(1.0f)));
+  // 2^n in two factors: n reaches 128, one beyond a float's exponent.
+  const vf half = round(mul(n, set1(0.5f)));
+  const vf y = scale2(scale2(p, half), sub(n, half));
+  return select(less(x, set1(-87.33654f)), zero(), y);
+}
+
+SG_INLINE vf tanh(vf x) {
+  // Small arguments by an odd polynomial: 1 - 2 / (e^2x + 1) cancels there.
+  const vf a = abs(x);
+  const vf s = mul(x, x);
+  vf p = set1(-5.70498872745e-3f);
+  p = fma(p, s, set1(2.06390887954e-2f));
+  p = fma(p, s, set1(-5.37397155531e-2f));
+  p = fma(p, s, set1(1.33314422036e-1f));
+  p = fma(p, s, set1(-3.33332819422e-1f));
+  const vf small = fma(mul(p, s), x, x);
+  const vf large = sub(set1(1.0f), div(set1(2.0f), add(exp(add(a, a)), set1(1.0f))));
+  const vf with_sign = select(less(x, zero()), sub(zero(), large), large);
+  return select(less(a, set1(0.625f)), small, with_sign);
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

@@ -1,0 +1,33 @@
+// Argument checks shared by the op files. Each names the op and the argument it rejects.
+#pragma once
+
+#include <optional>
+
+#include "core/check.h"
+#include "core/tensor.h"
+
+namespace softgate {
+
+// `shape` entries of -1 match any size.
+void check_tensor(const char* op, const char* argument, const Tensor& tensor, DType dtype,
+                  const Dims& shape);
+
+// cu_seqlens: int32 [batch + 1], starting at 0, never falling, ending at `total`.
+void check_cu_seqlens(const char* op, const char* argument, const Tensor& cu_seqlens,
+                      std::int64_t total);
+
+// `out` itself when given (checked: writable, dtype, shape), a new tensor otherwise.
+Tensor resolve_out(const char* op, std::optional<Tensor> out, DType dtype, const Dims& shape);
+
+// `out` must not share memory with `input`, unless they are the same view and `may_alias`.
+void check_overlap(const char* op, const Tensor& out, const char* argument, const Tensor& input,
+                   bool may_alias);
+
+// A tensor's leading dimensions as one dimension of rows: [..., columns] -> rows, stride. Throws
+// when the strides do not allow it.
+struct Rows {
+  std::int64_t rows, columns, stride;
+};
+Rows as_rows(const char* op, const char* argument, const Tensor& tensor);
+
+}  // namespace softgate

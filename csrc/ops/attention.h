@@ -1,0 +1,69 @@
+// Softmax attention over a packed batch (Vaswani et al. 2017), tiled with an online softmax
+// (Dao et al. 2022).
+//
+//   scores  = scale * q @ k^T, then softcap * tanh(scores / softcap), then the masks
+//   weights = softmax(scores) over the keys of the same sequence
+//   out     = weights @ v
+//
+//   q, out: [total_q, num_heads, head_dim]    k, v: [total_k, num_kv_heads, head_dim]
+//   cu_seqlens_q, cu_seqlens_k: int32 [batch + 1]
+//   mask: boolean (true attends) or float32 (added), [batch or 1, num_heads or 1, max_q, max_k]
+//   lse: [num_heads, total_q], log of the sum of exp(scores)
+//   weights: [batch, num_heads, max_q, max_k], zero outside each sequence
+//
+// Masks are aligned to the bottom right: query i of a sequence stands at key position
+// p = i + len_k - len_q. causal keeps keys j <= p, a window (left, right) keeps
+// p - left <= j <= p + right, a negative bound being no bound. A query that keeps no key gives
+// output 0 and lse -inf. Query head h reads key-value head h / (num_heads / num_kv_heads).
+// head_dim is at most 256. Inputs may have any strides between tokens and heads; out overlaps none.
+#pragma once
+
+#include <optional>
+#include <utility>
+
+#include "core/tensor.h"
+
+namespace softgate {
+
+inline constexpr std::int64_t kMaxHeadDim = 256;
+
+struct AttentionArgs {
+  const float *q, *k, *v;
+  float* out;
+  float* lse;      // or null
+  float* weights;  // or null; zeroed by the kernel where it writes no weight
+  const std::int32_t *cu_seqlens_q, *cu_seqlens_k;
+  const std::uint8_t* bool_mask;  // at most one of the masks
+  const float* add_mask;
+  std::int64_t batch, num_heads, num_kv_heads, head_dim;
+  std::int64_t max_q, max_k;  // of weights and masks
+  std::int64_t q_stride, k_stride, v_stride, out_stride;  // elements between tokens
+  std::int64_t q_head_stride, k_head_stride, v_head_stride, out_head_stride;
+  std::int64_t lse_stride;  // elements between heads
+  std::int64_t mask_batch_stride, mask_head_stride, mask_row_stride;  // zero where broadcast
+  float scale;
+  float softcap;                           // 0: none
+  std::int64_t window_left, window_right;  // negative: no bound; causal is right = 0
+};
+
+struct AttentionOptions {
+  std::optional<double> scale;  // 1 / sqrt(head_dim) when absent
+  bool causal = false;
+  std::pair<std::int64_t, std::int64_t> window{-1, -1};
+  std::optional<Tensor> mask;
+  double softcap = 0;
+  bool return_lse = false;
+  bool return_weights = false;
+};
+
+struct AttentionResult {
+  Tensor out;
+  std::optional<Tensor> lse;
+  std::optional<Tensor> weights;
+};
+
+AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                          const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                          const AttentionOptions& options, std::optional<Tensor> out);
+
+}  // namespace softgate

@@ -1,0 +1,37 @@
+// Sum of table rows, with an optional fused layer norm.
+//
+//   out[i] = norm(sum over t of tables[t][ids[t][i]])
+//
+//   ids[t]: int32 or int64 [tokens]   tables[t]: [rows_t, hidden]   out: [tokens, hidden]
+//
+// Every id is checked against its table before anything is read.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace softgate {
+
+inline constexpr int kMaxTables = 4;
+
+struct EmbeddingArgs {
+  int num_tables;
+  const float* tables[kMaxTables];
+  std::int64_t table_strides[kMaxTables];  // elements between rows
+  const void* ids[kMaxTables];
+  bool ids_are_int64[kMaxTables];
+  const float* norm_weight;  // or null: no norm
+  const float* norm_bias;    // or null
+  float* out;
+  std::int64_t tokens, hidden;
+  std::int64_t out_stride;
+  float eps;
+};
+
+Tensor embedding(const std::vector<Tensor>& ids, const std::vector<Tensor>& tables,
+                 const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
+                 double eps, std::optional<Tensor> out);
+
+}  // namespace softgate

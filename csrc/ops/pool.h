@@ -1,0 +1,30 @@
+// One vector per sequence of a packed batch.
+//
+//   x: [total_tokens, hidden]   cu_seqlens: int32 [batch + 1]   out: [batch, hidden]
+//
+// mean and max run over the tokens of a sequence, cls takes its first, last its last. A sequence
+// without tokens gives zeros.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "core/tensor.h"
+
+namespace softgate {
+
+enum class PoolMode { mean, cls, max, last };
+
+struct PoolArgs {
+  const float* x;
+  const std::int32_t* cu_seqlens;
+  float* out;
+  std::int64_t batch, hidden;
+  std::int64_t x_stride, out_stride;  // elements between rows
+  PoolMode mode;
+};
+
+Tensor pool(const Tensor& x, const Tensor& cu_seqlens, const std::string& mode,
+            std::optional<Tensor> out);
+
+}  // namespace softgate

@@ -1,0 +1,21 @@
+// out = exp(x - max(x)) / sum(exp(x - max(x))) over the last dimension.
+//
+//   x, out: [..., columns]; out may be x. A row of -inf only gives zeros.
+#pragma once
+
+#include <optional>
+
+#include "core/tensor.h"
+
+namespace softgate {
+
+struct SoftmaxArgs {
+  const float* x;
+  float* out;
+  std::int64_t rows, columns;
+  std::int64_t x_stride, out_stride;  // elements between rows
+};
+
+Tensor softmax(const Tensor& x, std::optional<Tensor> out);
+
+}  // namespace softgate
