@@ -76,3 +76,26 @@ def _aligned(count: int, dtype: np.dtype) -> np.ndarray:
     raw = np.empty(count * dtype.itemsize + ALIGNMENT, dtype=np.uint8)
     skip = -(raw.ctypes.data + GUARD * dtype.itemsize) % ALIGNMENT
     return raw[skip : skip + count * dtype.itemsize].view(dtype)
+
+
+def gapped(array: np.ndarray) -> np.ndarray:
+    """The same values in a view whose last dimension is not contiguous."""
+    return np.repeat(array, 2, axis=-1)[..., ::2]
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+# Ways to spoil a float32 argument, and what each op raises for it, naming the argument.
+SPOILED = {
+    "float64": (TypeError, lambda array: array.astype(np.float64)),
+    "float16": (TypeError, lambda array: array.astype(np.float16)),
+    "int32": (TypeError, lambda array: np.nan_to_num(array).astype(np.int32)),
+    "list": (TypeError, lambda array: array.tolist()),
+    "gapped": (ValueError, gapped),
+    "extra_dimension": (ValueError, lambda array: array[None, None]),
+    "one_more": (ValueError, lambda array: np.concatenate([array, array], axis=-1)),
+}
