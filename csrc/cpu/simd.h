@@ -28,7 +28,6 @@ namespace softgate::cpu::SOFTGATE_ISA {
 
 SG_INLINE vf zero() { return set1(0.0f); }
 
-SG_INLINE int min_int(int a, int b) { return a < b ? a : b; }
 SG_INLINE std::int64_t min_int(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 SG_INLINE std::int64_t max_int(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 SG_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

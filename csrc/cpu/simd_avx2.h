@@ -13,6 +13,10 @@ inline constexpr int kLanes = 8;
 inline constexpr int kPanel = 16;
 inline constexpr int kTileRows = 6;
 
+// Bytes of A that stay in L2 while panels pass, and depth of a panel slice that stays in L1.
+inline constexpr std::int64_t kRowBlockBytes = 192 * 1024;
+inline constexpr std::int64_t kSliceDepth = 384;
+
 using vf = __m256;
 using vm = __m256;  // sign bits
 

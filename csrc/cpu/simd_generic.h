@@ -11,6 +11,10 @@ inline constexpr int kLanes = 4;
 inline constexpr int kPanel = 8;
 inline constexpr int kTileRows = 4;
 
+// Bytes of A that stay in L2 while panels pass, and depth of a panel slice that stays in L1.
+inline constexpr std::int64_t kRowBlockBytes = 96 * 1024;
+inline constexpr std::int64_t kSliceDepth = 384;
+
 using vf = float __attribute__((vector_size(16)));
 using vi = std::int32_t __attribute__((vector_size(16)));
 using vm = vi;  // all bits set or none
