@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -111,13 +111,13 @@ def embed(
         if threads is not None:
             softgate.set_num_threads(threads)
         # Opened before the model is loaded: a bad path is said at once.
-        with nullcontext() if output is None else atomic_write(output) as file:
+        with atomic_write(*([] if output is None else [output])) as files:
             embedder = Embedder(softgate.load(spec), normalize, max_length, truncate, batch_tokens)
-            if output is None or file is None:
+            if output is None:
                 finished = len(lines)
                 _print_embeddings(lines, np.concatenate(list(embedder.batches(lines))))
             else:
-                finished = _write_embeddings(WRITERS[output.suffix](file), lines, embedder)
+                finished = _write_embeddings(WRITERS[output.suffix](files[0]), lines, embedder)
         if finished < len(lines):
             click.echo(f"interrupted: kept the first {finished} of {len(lines)} lines", err=True)
             sys.exit(INTERRUPTED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -113,16 +112,16 @@ def save_checkpoint(
         name: source if isinstance(source, bytes) else source.read_bytes()
         for name, source in files.items()
     }
+    if WEIGHTS in contents or CONFIG in contents:
+        raise ValueError(f"files: {CONFIG} and {WEIGHTS} come from config and tensors")
     contents[CONFIG] = (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode()
-    if WEIGHTS in contents:
-        raise ValueError(f"files: {WEIGHTS} is written from tensors")
-    paths = {name: member(folder, name) for name in contents}
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as renames:  # the weights last: they are entered first
-        write_safetensors(renames.enter_context(atomic_write(folder / WEIGHTS)), tensors)
-        for name, content in contents.items():
-            paths[name].parent.mkdir(parents=True, exist_ok=True)
-            renames.enter_context(atomic_write(paths[name])).write(content)
+    paths = [member(folder, name) for name in contents]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(*paths, folder / WEIGHTS) as (*others, weights):
+        for file, content in zip(others, contents.values(), strict=True):
+            file.write(content)
+        write_safetensors(weights, tensors)
 
 
 def _open_weights(folder: Path) -> SafetensorsFile | ShardedFiles:
