@@ -82,6 +82,13 @@ void run_task(const LinearArgs& args, const Blocking& blocking, std::int64_t tas
     for (std::int64_t s = 0; s < blocking.slices; ++s) {
       const std::int64_t k = part_begin(args.in_features, blocking.slices, s);
       const std::int64_t depth = part_begin(args.in_features, blocking.slices, s + 1) - k;
+      // Slices of a panel, and panels, follow each other in memory.
+      const std::int64_t lines = depth * kPanel / kLineFloats;
+      const std::int64_t steps = max_int(1, depth / kPrefetchSteps) * (tile_end - tile_begin);
+      Prefetch ahead{panel + (k + depth) * kPanel,
+                     p + 1 < panel_end || s + 1 < blocking.slices
+                         ? static_cast<int>(ceil_div(lines, steps))
+                         : 0};
       for (std::int64_t t = tile_begin; t < tile_end; ++t) {
         const std::int64_t row = part_begin(args.rows, blocking.row_tiles, t);
         const std::int64_t rows = part_begin(args.rows, blocking.row_tiles, t + 1) - row;
@@ -91,7 +98,8 @@ void run_task(const LinearArgs& args, const Blocking& blocking, std::int64_t tas
             clear(tile);
           else
             load(tile, sums, kPanel);
-          multiply(tile, args.x + row * args.x_stride + k, args.x_stride, panel + k * kPanel, depth);
+          multiply(tile, args.x + row * args.x_stride + k, args.x_stride, panel + k * kPanel, depth,
+                   ahead);
           if (s + 1 == blocking.slices)
             finish<A>(args, tile, row, p * kPanel);
           else
