@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <ostream>
 #include <utility>
 
 #include "core/tensor.h"
@@ -24,6 +25,7 @@ struct Argument {
   const char* expected = "float32";  // dtypes
   int index = -1;                    // of an array in a list
 };
+std::ostream& operator<<(std::ostream& out, const Argument& argument);
 
 // A softgate Tensor, NumPy array or DLPack array, without copying. Throws softgate::TypeError for
 // other objects and dtypes, std::invalid_argument for layouts and devices that cannot be viewed.

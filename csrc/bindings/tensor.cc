@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstring>
 #include <memory>
-#include <ostream>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -22,12 +21,6 @@ using ArrayApi = py::detail::npy_api;
 constexpr std::array kDTypes = {DType::float32, DType::float16, DType::bfloat16, DType::int8,
                                 DType::int32,   DType::int64,   DType::boolean};
 constexpr const char* kAnyDType = "float32, float16, bfloat16, int8, int32, int64 or bool";
-
-std::ostream& operator<<(std::ostream& out, const Argument& argument) {
-  out << argument.op << ": " << argument.name;
-  if (argument.index >= 0) out << '[' << argument.index << ']';
-  return out;
-}
 
 [[noreturn]] void wrong_dtype(const Argument& argument, const std::string& dtype) {
   throw TypeError(concat(argument, " has dtype ", dtype, ", expected ", argument.expected));
@@ -432,6 +425,12 @@ std::string repr(const Tensor& tensor) {
 }
 
 }  // namespace
+
+std::ostream& operator<<(std::ostream& out, const Argument& argument) {
+  out << argument.op << ": " << argument.name;
+  if (argument.index >= 0) out << '[' << argument.index << ']';
+  return out;
+}
 
 bool is_numpy(py::handle object) { return py::isinstance<py::array>(object); }
 

@@ -62,7 +62,8 @@ int cgroup_cpus(const std::string& root) {
     const std::size_t first = line.find(':');
     const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    std::string controllers = ",";
+    controllers.append(line, first + 1, second - first - 1).append(",");
     const std::string group = line.substr(second + 1);
     if (controllers == ",,") cpus = std::min(cpus, tightest(mount, group, quota_v2));
     if (controllers.find(",cpu,") != std::string::npos)

@@ -5,7 +5,14 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES  // tests only: the same source on a CPU without AVX-512
 #include <simde/x86/avx512.h>
 #else
+// GCC 12 takes the undefined operands of its own intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include <cstdint>

@@ -1,7 +1,6 @@
 #include "ops/arguments.h"
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <utility>
 
@@ -22,22 +21,19 @@ std::string describe(const Dims& expected) {
   return text + "]";
 }
 
-// Sufficient, and exact for every view that slicing and transposing make: each stride steps over
-// all that the smaller ones reach.
+// True when each stride steps over all that the smaller ones reach, as in every view that slicing
+// and transposing make.
 bool elements_are_distinct(const Tensor& tensor) {
-  std::array<int, kMaxDims> order{};
-  int count = 0;
+  if (tensor.numel() == 0) return true;
   for (int i = 0; i < tensor.dim(); ++i) {
-    if (tensor.size(i) == 0) return true;
-    if (tensor.size(i) > 1) order[static_cast<std::size_t>(count++)] = i;
-  }
-  std::sort(order.begin(), order.begin() + count,
-            [&](int a, int b) { return tensor.stride(a) < tensor.stride(b); });
-  std::int64_t reach = 0;
-  for (int n = 0; n < count; ++n) {
-    const int i = order[static_cast<std::size_t>(n)];
+    if (tensor.size(i) == 1) continue;
+    std::int64_t reach = 0;
+    for (int j = 0; j < tensor.dim(); ++j) {
+      const bool inside =
+          tensor.stride(j) < tensor.stride(i) || (tensor.stride(j) == tensor.stride(i) && j < i);
+      if (inside) reach += (tensor.size(j) - 1) * tensor.stride(j);
+    }
     if (tensor.stride(i) <= reach) return false;
-    reach += (tensor.size(i) - 1) * tensor.stride(i);
   }
   return true;
 }
