@@ -78,10 +78,9 @@ def test_leading_dimensions():
     assert_same_bits(actual, flat.reshape(2, 3, 16))
 
 
-@pytest.mark.parametrize("rows", ["reversed", "repeated"])
-def test_rows_with_any_stride(rows):
+def test_repeated_row():
     a = FULL.arguments()
-    x = a["x"][::-1] if rows == "reversed" else np.broadcast_to(a["x"][:1], a["x"].shape)
+    x = np.broadcast_to(a["x"][:1], a["x"].shape)  # stride 0
     assert_same_bits(linear(**(a | {"x": x})), linear(**(a | {"x": x.copy()})))
 
 
@@ -139,7 +138,7 @@ def test_weight_of_another_isa_is_refused(isa):
 @pytest.mark.parametrize("argument", ["x", "bias", "residual", "out"])
 def test_spoiled_argument(argument, spoiled):
     error, spoil = SPOILED[spoiled]
-    a = FULL.arguments() | {"out": np.empty((9, 37), np.float32)}
+    a = FULL.arguments() | {"out": np.zeros((9, 37), np.float32)}
     if (argument, spoiled) == ("x", "extra_dimension"):
         argument = "residual"  # x may have any leading dimensions: the residual must follow
         a["x"] = a["x"][None]
@@ -162,6 +161,7 @@ def test_spoiled_weight(spoiled):
         pytest.param({"x": np.float32(1)}, TypeError, "x", id="x_scalar"),
         pytest.param({"x": np.zeros((9, 20), np.float32)}, ValueError, "x", id="x_narrow"),
         pytest.param({"x": np.zeros((), np.float32)}, ValueError, "x", id="x_without_dimensions"),
+        pytest.param({"x": np.zeros((9, 21), np.float32)[::-1]}, ValueError, "x", id="x_reversed"),
         pytest.param({"bias": np.zeros(36, np.float32)}, ValueError, "bias", id="bias_short"),
         pytest.param(
             {"residual": np.zeros((8, 37), np.float32)}, ValueError, "residual", id="residual_rows"
