@@ -79,6 +79,20 @@ def test_nan_stays_in_its_row(op):
     assert_same_bits(np.delete(actual, 2, axis=0), np.delete(expected, 2, axis=0))
 
 
+def test_more_rows_than_a_cache_holds(op):
+    """Kernels may write so much around the caches; the result is that of the parts."""
+    a = arguments(op, AddNormCase(8400, 1003))
+    width = 1008  # keeps every row aligned to the widest vector
+    out = Guarded((8400, width), np.float32)
+    out.array[:, 1003:] = 7.0
+    run(op, **a, out=out.array[:, :1003])
+    for begin in range(0, 8400, 1200):
+        part = {name: a[name][begin : begin + 1200] for name in ("x", "residual")}
+        assert_same_bits(run(op, **(a | part)), out.array[begin : begin + 1200, :1003])
+    assert (out.array[:, 1003:] == 7.0).all()
+    out.assert_intact()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("out", "sum_out"),
@@ -139,6 +153,8 @@ def test_spoiled_argument(op, spoiled):
     [
         pytest.param({"x": np.zeros((), np.float32)}, "x", id="x_without_dimensions"),
         pytest.param({"residual": np.zeros((4, 19), np.float32)}, "residual", id="residual_rows"),
+        pytest.param({"eps": -1e-6}, "eps", id="eps_negative"),
+        pytest.param({"eps": float("nan")}, "eps", id="eps_nan"),
         pytest.param({"weight": np.zeros(18, np.float32)}, "weight", id="weight_short"),
         pytest.param({"out": np.zeros((6, 19), np.float32)}, "out", id="out_rows"),
         pytest.param({"out": read_only(np.zeros((5, 19), np.float32))}, "out", id="out_read_only"),

@@ -147,6 +147,12 @@ def test_norm_bias_without_weight_is_refused():
         ops.embedding(**a)
 
 
+@pytest.mark.parametrize("eps", [-1e-6, float("nan")])
+def test_bad_eps(eps):
+    with pytest.raises(ValueError, match=r"^embedding: eps\b"):
+        ops.embedding(**(SMALL.arguments() | {"eps": eps}))
+
+
 def test_read_only_out_is_refused():
     with pytest.raises(ValueError, match=r"^embedding: out is read-only"):
         ops.embedding(**SMALL.arguments(), out=read_only(np.zeros((4, 19), np.float32)))

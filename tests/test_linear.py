@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import softgate
-from cases import BLOCK_COLUMNS, LENGTHS, LINEAR, LinearCase
-from layouts import LAYOUTS, SPOILED, Guarded, gapped, place, read_only
+from cases import BLOCK_COLUMNS, LINEAR, LinearCase
+from layouts import LAYOUTS, SPOILED, Guarded, place, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, linear_scale
 
@@ -176,6 +176,7 @@ def test_spoiled_weight(spoiled):
             "out",
             id="out_overlaps_itself",
         ),
+        pytest.param({"activation": ""}, ValueError, "activation", id="no_activation"),
         pytest.param({"activation": "tanh"}, ValueError, "activation", id="unknown_activation"),
     ],
 )
@@ -211,6 +212,7 @@ def test_out_may_not_overlap_the_bias():
         linear(**(a | {"bias": out[3]}), out=out)
 
 
-def test_gapped_weight_is_refused():
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (2, 3, 4)], ids=str)
+def test_shapes_that_cannot_be_packed(shape):
     with pytest.raises(ValueError, match=r"^pack: weight\b"):
-        ops.pack(gapped(np.zeros((LENGTHS[-1], 4), np.float32)))
+        ops.pack(np.zeros(shape, np.float32))
