@@ -109,6 +109,7 @@ LINEAR = [
     LinearCase(16, 5000, 9, positive=True),
     LinearCase(3, 9, 2100),
     LinearCase(70, 700, 150, "gelu", True, True),
+    LinearCase(230, 770, 40, residual=True),
     # magnitudes
     LinearCase(5, 33, 19, x_size=HUGE, weight_size=1e-10),
     LinearCase(5, 33, 19, x_size=1e-10, weight_size=HUGE),
@@ -465,9 +466,13 @@ class PoolCase(Case):
     layout: str = "contiguous"
     size: float = 1.0
     mean: float = 0.0
+    nan: bool = False  # in some tokens
 
     def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
-        x = self.random().standard_normal((sum(self.lengths), self.hidden)) * self.size + self.mean
+        random = self.random()
+        x = random.standard_normal((sum(self.lengths), self.hidden)) * self.size + self.mean
+        if self.nan:
+            x[random.random(x.shape) < 0.1] = np.nan
         return {
             "x": place(x.astype(dtype), self.layout),
             "cu_seqlens": offsets(self.lengths),
@@ -487,7 +492,8 @@ POOL = [
     *(PoolCase((4, 0, 9), 13, mode, layout) for mode in POOLINGS for layout in LAYOUTS),
     *(PoolCase((4, 9), 13, mode, size=size) for mode in POOLINGS for size in (HUGE, TINY)),
     *(PoolCase((4, 9), 13, "max", mean=mean) for mean in (-50.0, 50.0)),
-    PoolCase((2, 30), 768),
+    *(PoolCase((2, 30), hidden, mode) for hidden in (129, 257, 768) for mode in POOLINGS),
+    *(PoolCase((4, 9), 37, mode, nan=True) for mode in POOLINGS),
 ]
 
 
@@ -510,6 +516,7 @@ NORMALIZE = [
     *(NormalizeCase(rows, 33) for rows in (0, 1, 2, 4, 8, 100, 1000)),
     *(NormalizeCase(rows, 16) for rows in ((2, 3), (2, 0), ())),
     *(NormalizeCase(5, hidden, layout) for hidden in (7, 33) for layout in LAYOUTS),
-    *(NormalizeCase(4, 33, size=size) for size in (0.0, 1e15, 1e-10, TINY, DENORMAL)),
+    *(NormalizeCase(4, 33, size=size) for size in (0.0, HUGE, 1e-10, TINY, DENORMAL)),
+    *(NormalizeCase(4, 33, size=size, eps=0.0) for size in (HUGE, TINY, DENORMAL)),
     *(NormalizeCase(4, 33, size=size, eps=0.5) for size in (1e-3, 1e-1, 1.0)),
 ]

@@ -205,7 +205,7 @@ def test_spoiled_argument(argument, spoiled):
         pytest.param(lambda starts: starts - [1, 0, 0], ValueError, id="negative"),
         pytest.param(lambda starts: starts * [0, 9, 1], ValueError, id="falls"),
         pytest.param(lambda starts: starts - [0, 0, 1], ValueError, id="ends_early"),
-        pytest.param(lambda starts: starts + [0, 0, 1], ValueError, id="ends_late"),
+        pytest.param(lambda starts: starts - [0, 0, -1], ValueError, id="ends_late"),
     ],
 )
 def test_spoiled_offsets(argument, spoil, error):
