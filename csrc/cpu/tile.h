@@ -27,6 +27,18 @@ SG_INLINE void load(Tile<R>& tile, const float* p, std::int64_t stride) {
   }
 }
 
+// Row r times factors[r].
+template <int R>
+SG_INLINE void load_scaled(Tile<R>& tile, const float* p, std::int64_t stride,
+                           const float* factors) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const vf factor = set1(factors[r]);
+    tile.c[r][0] = mul(load(p + r * stride), factor);
+    tile.c[r][1] = mul(load(p + r * stride + kLanes), factor);
+  }
+}
+
 template <int R>
 SG_INLINE void store(const Tile<R>& tile, float* p, std::int64_t stride) {
 #pragma GCC unroll 16
