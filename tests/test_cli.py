@@ -20,40 +20,39 @@ from softgate.checkpoint import CheckpointError
 from softgate.cli import main
 from softgate.text import Encoding
 
-HIDDEN = 4
+CLS, SEP = 1, 2
 
 
 class StandIn:
-    """Embeds a text as its number of words, the first three letters, and nothing else."""
+    """A model whose tokens are letters, and whose embedding of a text is its first letters."""
 
     config = SimpleNamespace(
-        model_type="bert",
         num_hidden_layers=6,
         hidden_size=384,
         num_attention_heads=12,
         vocab_size=30522,
     )
-    max_length = 6
+    max_length = 12
     pooling = "mean"
 
     def __init__(self) -> None:
         self.tokenizer = SimpleNamespace(encode=self.tokenize)
-        self.batches: list[list[str]] = []
-        self.options: dict[str, Any] = {}
+        self.batches: list[int] = []
+        self.normalized: bool | None = None
 
     def tokenize(self, texts: Sequence[str], *, max_length: int) -> list[Encoding]:
-        lengths = [len(text.split()) + 2 for text in texts]
-        return [
-            Encoding(
-                [0] * min(length, max_length), [0] * min(length, max_length), length > max_length
-            )
-            for length in lengths
-        ]
+        encodings = []
+        for text in texts:
+            ids = [CLS, *map(ord, text[: max_length - 2]), SEP]
+            encodings.append(Encoding(ids, [0] * len(ids), len(text) > max_length - 2))
+        return encodings
 
-    def encode(self, texts: Sequence[str], **options: Any) -> np.ndarray[Any, Any]:
-        self.batches.append(list(texts))
-        self.options = options
-        return np.array([embedding(text) for text in texts])
+    def encode_batch(
+        self, encodings: Sequence[Encoding], *, normalize: bool | None
+    ) -> np.ndarray[Any, Any]:
+        self.batches.append(sum(len(encoding.ids) for encoding in encodings))
+        self.normalized = normalize
+        return np.array([embedding(encoding.ids) for encoding in encodings])
 
     def num_parameters(self) -> int:
         return 22_713_216
@@ -62,9 +61,14 @@ class StandIn:
         return 90_852_864
 
 
-def embedding(text: str) -> np.ndarray[Any, Any]:
-    letters = [ord(letter) / 7 for letter in text[:3].ljust(3)]
-    return np.array([len(text.split()), *letters], np.float32)
+def embedding(ids: Sequence[int]) -> np.ndarray[Any, Any]:
+    first = [*ids[:4], 0, 0][:4]
+    return np.array([len(ids), *first], np.float32) / np.float32(7)
+
+
+def expected(texts: Sequence[str]) -> np.ndarray[Any, Any]:
+    encodings = StandIn().tokenize(texts, max_length=StandIn.max_length)
+    return np.array([embedding(encoding.ids) for encoding in encodings])
 
 
 @pytest.fixture
@@ -91,7 +95,8 @@ def refused(result: click.testing.Result) -> str:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    content = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in content.removesuffix("\n").split("\n")]
 
 
 # Printed
@@ -101,29 +106,27 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def test_one_text_prints_its_values() -> None:
     result = embed("abc")
     assert result.exit_code == 0
-    assert result.stdout == "4 dimensions: 1.0000 13.8571 14.0000 14.1429 ...\n"
+    assert result.stdout == "5 dimensions: 0.7143 0.1429 13.8571 14.0000 14.1429\n"
 
 
 @pytest.mark.usefixtures("model")
 def test_several_texts_print_their_cosines() -> None:
-    texts = ["the warp", "the weft and the warp", "\t" + "x" * 60]
+    texts = ["warp", "weft", "\t" + "x" * 60]
     result = embed(*texts)
     assert result.exit_code == 0
-    vectors = [embedding(text) / np.linalg.norm(embedding(text)) for text in texts]
-    lines = result.stdout.splitlines()
-    assert (
-        lines[0].split() == f"{vectors[0] @ vectors[1]:.4f} the warp the weft and the warp".split()
-    )
-    assert lines[1].split()[0] == f"{max(vectors[0] @ vectors[2], vectors[1] @ vectors[2]):.4f}"
-    assert lines[1].endswith("x" * 36 + "...")
-    assert len(lines) == 3
+    unit = expected(texts) / np.linalg.norm(expected(texts), axis=1, keepdims=True)
+    names = ["warp", "weft", "x" * 36 + "..."]
+    pairs = sorted([(0, 1), (0, 2), (1, 2)], key=lambda pair: -(unit[pair[0]] @ unit[pair[1]]))
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        [f"{unit[a] @ unit[b]:.4f}", names[a], names[b]] for a, b in pairs
+    ]
 
 
 # Files
 
 
 def test_npy_holds_every_line(model: StandIn, tmp_path: Path) -> None:
-    texts = [f"line {'word ' * (index % 5)}{index}" for index in range(3000)]
+    texts = [f"{index}{'x' * (index % 7)}" for index in range(3000)]
     (tmp_path / "in.txt").write_text("\n".join(texts))
     result = embed(
         "--input", tmp_path / "in.txt", "--output", tmp_path / "out.npy", "--batch-tokens", 50
@@ -131,25 +134,22 @@ def test_npy_holds_every_line(model: StandIn, tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
     found = np.load(tmp_path / "out.npy")
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, [embedding(text) for text in texts])
-    for batch in model.batches:
-        assert sum(min(len(text.split()) + 2, 6) for text in batch) <= 50
-    assert max(map(len, model.batches)) > 5
+    np.testing.assert_array_equal(found, expected(texts))
+    assert all(38 < tokens <= 50 for tokens in model.batches[:-1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.npy"]
 
 
 @pytest.mark.usefixtures("model")
 def test_json_lines_read_back_exactly(tmp_path: Path) -> None:
-    texts = ["the warp", "", 'a "quoted"\ttext', "Käse 織物\u2028", "end"]
+    texts = ["warp", "", 'a "quoted"\ttext', "Käse 織物\u2028", "end"]
     (tmp_path / "in.txt").write_bytes("\r\n".join([*texts, ""]).encode("utf-8-sig"))
     result = embed("--input", tmp_path / "in.txt", "--output", tmp_path / "out.jsonl")
     assert result.exit_code == 0
-    content = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in content.removesuffix("\n").split("\n")]
+    rows = read_json_lines(tmp_path / "out.jsonl")
     assert [row["index"] for row in rows] == list(range(len(texts)))
     assert [row["text"] for row in rows] == texts
-    for text, row in zip(texts, rows, strict=True):
-        np.testing.assert_array_equal(np.array(row["embedding"], np.float32), embedding(text))
+    found = np.array([row["embedding"] for row in rows], np.float32)
+    np.testing.assert_array_equal(found, expected(texts))
 
 
 @pytest.mark.usefixtures("model")
@@ -162,28 +162,32 @@ def test_standard_input(tmp_path: Path) -> None:
 def test_options_reach_the_model(model: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     monkeypatch.setattr(softgate, "set_num_threads", counts.append)
-    embed("a", "--no-normalize", "--max-length", 3, "--batch-tokens", 7, "--threads", 2)
-    assert model.options == {"normalize": False, "max_length": 3, "batch_tokens": 7}
+    assert embed("ab", "abcdef", "--no-normalize", "--max-length", 5, "--threads", 2).exit_code == 0
+    assert model.normalized is False
+    assert model.batches == [4 + 5]
     assert counts == [2]
-    embed("a")
-    assert model.options == {"normalize": None, "max_length": 6, "batch_tokens": 8192}
+    assert embed("a", "--normalize").exit_code == 0
+    assert model.normalized is True
+    assert embed("a").exit_code == 0
+    assert model.normalized is None
+    assert counts == [2]
 
 
 @pytest.mark.usefixtures("model")
 def test_truncation_is_said() -> None:
-    result = embed("a b c d e", "a b", "a b c d e f")
+    result = embed("x" * 11, "x" * 10, "x" * 12)
     assert result.exit_code == 0
-    assert result.stderr == "2 of 3 texts were cut to 6 tokens\n"
-    assert embed("a b c d").stderr == ""
+    assert result.stderr == "2 of 3 texts were cut to 12 tokens\n"
+    assert embed("x" * 10).stderr == ""
 
 
 @pytest.mark.usefixtures("model")
 def test_truncation_is_refused_when_asked(tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     output.write_bytes(b"old")
-    text = "a b\n" * 2000 + "a b c d e\n"
+    text = "short\n" * 2000 + "too long, far too long\n"
     result = embed("--no-truncate", "--input", "-", "--output", output, stdin=text)
-    assert "text 2001 of 2001 has more than 6 tokens" in refused(result)
+    assert "text 2001 of 2001 has more than 12 tokens" in refused(result)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
@@ -196,7 +200,7 @@ def test_truncation_is_refused_when_asked(tmp_path: Path) -> None:
     [
         ([], None, "give either TEXTS or --input"),
         (["a", "--input", "-"], "b", "give either TEXTS or --input"),
-        (["--input", "-"], "", "<stdin> is empty"),
+        (["--input", "-"], "", "is empty"),
         (["--input", "-"], b"good\nb\xffd\n", "line 2 is not UTF-8"),
         (["--input", "absent.txt"], None, "absent.txt"),
         (["--input", "."], None, "directory"),
@@ -206,6 +210,7 @@ def test_truncation_is_refused_when_asked(tmp_path: Path) -> None:
         (["a", "--output", "folder.npy"], None, "is a directory"),
         (["a", "--batch-tokens", "0"], None, "--batch-tokens"),
         (["a", "--max-length", "-1"], None, "--max-length"),
+        (["a", "--max-length", "13"], None, "--max-length is 13, expected at most 12"),
         (["a", "--threads", "0"], None, "--threads"),
     ],
 )
@@ -242,7 +247,6 @@ def test_model_that_cannot_be_loaded(
     assert message in refused(run("info", "--model", "x"))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.usefixtures("model")
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(descriptor: int) -> None:
@@ -262,11 +266,11 @@ import softgate
 from test_cli import StandIn
 
 class Slow(StandIn):
-    def encode(self, texts, **options):
+    def encode_batch(self, encodings, *, normalize):
         if len(self.batches) == {batches}:
             print("waiting", flush=True)
             time.sleep(600)
-        return super().encode(texts, **options)
+        return super().encode_batch(encodings, normalize=normalize)
 
 softgate.load = lambda spec: Slow()
 from softgate.cli import main
@@ -293,27 +297,26 @@ def interrupt(arguments: Sequence[object], batches: int) -> subprocess.Completed
 @pytest.fixture
 def lines(tmp_path: Path) -> Path:
     path = tmp_path / "in.txt"
-    path.write_text("".join(f"text {index}\n" for index in range(100)))
+    path.write_text("".join(f"{index:02}\n" for index in range(100)))
     return path
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
 def test_ctrl_c_keeps_what_is_finished(lines: Path, tmp_path: Path, suffix: str) -> None:
     output = tmp_path / f"out{suffix}"
-    # Four tokens a text, so ten texts a batch.
+    # Four tokens a text: ten texts a batch.
     result = interrupt(["--input", lines, "--output", output, "--batch-tokens", 40], batches=3)
     assert result.returncode == 130
     assert "kept the first 30 of 100 lines" in result.stderr
-    expected = [embedding(f"text {index}") for index in range(30)]
     if suffix == ".npy":
         found = np.load(output)
     else:
         found = np.array([row["embedding"] for row in read_json_lines(output)], np.float32)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, expected([f"{index:02}" for index in range(30)]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", output.name]
 
 
-def test_ctrl_c_before_anything_keeps_the_old_file(lines: Path, tmp_path: Path) -> None:
+def test_ctrl_c_before_the_first_batch_keeps_the_old_file(lines: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     output.write_bytes(b"old")
     result = interrupt(["--input", lines, "--output", output], batches=0)

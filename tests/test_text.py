@@ -43,7 +43,9 @@ def tokenizer_json() -> dict[str, Any]:
                 {"Sequence": {"id": "A", "type_id": 0}},
                 {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
             ],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}},
+            ],
             "special_tokens": {
                 name: {"id": name, "ids": [vocabulary[name]], "tokens": [name]}
                 for name in ("[CLS]", "[SEP]")
@@ -127,6 +129,13 @@ def test_decode(tokenizer: Tokenizer) -> None:
 
 def test_vocab_size(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == len(WORDS) + 4
+
+
+def test_to_json_reads_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "again.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    again = Tokenizer.from_file(tmp_path / "again.json")
+    texts = ["the warp", " ".join(WORDS)]
+    assert again.encode(texts, max_length=6) == tokenizer.encode(texts, max_length=6)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,10 @@ class Tokenizer:
         """The text of token ids; an id outside the vocabulary has none."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that reads back as this tokenizer."""
+        return str(self._tokenizer.to_str())
+
     def _truncated(self, text: str, max_length: int) -> Encoding:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         encoding.truncate(max_length - self.num_special_tokens)
