@@ -251,7 +251,17 @@ ATTENTION = [
     # windows
     *(
         AttentionCase((75,), causal=causal, window=window)
-        for window in ((0, 0), (3, 0), (0, 3), (2, 5), (16, 16), (-1, 2), (5, -1), (1000, 1000))
+        for window in (
+            (0, 0),
+            (3, 0),
+            (0, 3),
+            (2, 5),
+            (16, 16),
+            (-1, 2),
+            (-7, 5),
+            (5, -1),
+            (2**31, 2**62),
+        )
         for causal in (False, True)
     ),
     AttentionCase((700,), window=(40, 0), num_heads=1),
@@ -261,9 +271,13 @@ ATTENTION = [
         for len_q in (1, 9, 140)
         for causal in (False, True)
     ),
+    AttentionCase((90, 280), num_heads=6, num_kv_heads=2, head_dim=72, causal=True),
+    AttentionCase((1, 300, 2, 255, 256, 257, 0, 512), (3,) * 8, num_heads=1, head_dim=64),
+    AttentionCase((1,) * 100, (2,) * 100),
     AttentionCase((140,), (700,), num_heads=1, mask="bool_late"),
     AttentionCase((140,), (700,), num_heads=1, mask="minus_inf_late"),
     AttentionCase((9,), (700,), mask="bool_padding"),
+    AttentionCase((300,), (300,), num_heads=4, num_kv_heads=2, mask="bool_empty_rows"),
     # masks
     *(AttentionCase((21, 6), (38, 40), mask=mask) for mask in MASKS),
     *(AttentionCase((38, 5), mask=mask, causal=True, window=(20, -1)) for mask in MASKS),

@@ -2,8 +2,7 @@
 #pragma once
 
 #if defined(SOFTGATE_EMULATE_AVX512)
-#define SIMDE_ENABLE_NATIVE_ALIASES  // tests only: the same source on a CPU without AVX-512
-#include <simde/x86/avx512.h>
+#include "cpu/emulated_avx512.h"
 #else
 // GCC 12 takes the undefined operands of its own intrinsics for a mistake.
 #pragma GCC diagnostic push

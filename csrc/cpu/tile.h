@@ -87,17 +87,28 @@ SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride, co
   for (; k < depth; ++k) step(k);
 }
 
-// Calls f with a compile-time R for a run-time number of rows in [1, kTileRows].
-template <int R = kTileRows, class F>
-SG_INLINE void with_rows(int rows, F&& f) {
-  if constexpr (R == 1) {
-    f(Tile<1>{});
-  } else {
-    if (rows == R)
-      f(Tile<R>{});
-    else
-      with_rows<R - 1>(rows, static_cast<F&&>(f));
+// c[rows, kPanel] = (accumulate ? c : 0) + A[rows, depth] @ panel, for rows in [1, kTileRows].
+template <int R>
+void multiply_rows(float* c, bool accumulate, const float* a, std::int64_t a_stride,
+                   const float* panel, std::int64_t depth, Prefetch& ahead) {
+  Tile<R> tile;
+  if (accumulate)
+    load(tile, c, kPanel);
+  else
+    clear(tile);
+  multiply(tile, a, a_stride, panel, depth, ahead);
+  store(tile, c, kPanel);
+}
+
+template <int R = kTileRows>
+SG_INLINE void multiply_rows(std::int64_t rows, float* c, bool accumulate, const float* a,
+                             std::int64_t a_stride, const float* panel, std::int64_t depth,
+                             Prefetch& ahead) {
+  if constexpr (R > 1) {
+    if (rows < R)
+      return multiply_rows<R - 1>(rows, c, accumulate, a, a_stride, panel, depth, ahead);
   }
+  multiply_rows<R>(c, accumulate, a, a_stride, panel, depth, ahead);
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA
