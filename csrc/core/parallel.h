@@ -26,12 +26,11 @@ void* scratch(std::size_t bytes);
 namespace {  // internal linkage: per-ISA objects must not share an instance (see cpu/isa.h)
 
 template <class Body>
-inline void parallel_for(std::int64_t count, std::int64_t grain, Body&& body) {
-  using Plain = __remove_reference(Body);
+inline void parallel_for(std::int64_t count, std::int64_t grain, const Body& body) {
   parallel_run(
       count, grain,
       [](void* context, std::int64_t begin, std::int64_t end) {
-        (*static_cast<Plain*>(context))(begin, end);
+        (*static_cast<const Body*>(context))(begin, end);
       },
       const_cast<void*>(static_cast<const void*>(&body)));
 }

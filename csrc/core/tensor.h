@@ -99,7 +99,12 @@ bool overlap(const Tensor& a, const Tensor& b);
 // Do they view the same elements in the same order?
 bool same_view(const Tensor& a, const Tensor& b);
 
-// Product of sizes times `element` bytes; throws std::invalid_argument on overflow or a negative size.
+// Product of sizes times `element` bytes; throws std::invalid_argument on overflow or a negative
+// size.
 std::size_t checked_bytes(const Dims& shape, std::size_t element);
+
+// Bytes from a view's first element to the end of its last; throws std::invalid_argument on
+// overflow.
+std::size_t checked_span(const Dims& shape, const Dims& strides, std::size_t element);
 
 }  // namespace softgate

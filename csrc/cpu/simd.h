@@ -2,11 +2,14 @@
 //
 //   load, load_n, store, store_n   unaligned; the _n forms touch only the first n in [0, kLanes]
 //                                  lanes (load_n fills the others with zero)
+//   stream, stream_fence           a store past the caches, p aligned to a vector; the fence orders it
+//                                  before what the thread does next
 //   set1 add sub mul div fma(a, b, c) = a * b + c, abs, sqrt
 //   max, min                       return b when either operand is NaN
 //   round                          to nearest even
-//   scale2(x, n)                   x * 2^n for integral n in [-126, 127]
-//   less(a, b), select(mask, a, b) select takes a where mask is set
+//   scale2(x, n)                   x * 2^n for integral n, where x and the result are normal
+//   is_nan(a), less(a, b)          masks; comparisons with NaN are unset
+//   select(mask, a, b)             a where mask is set
 //   nonzero_bytes(p, n)            mask of p[i] != 0; lanes from n on are unset
 //   iota()                         0, 1, 2, ...
 //   sum, hmax                      over all lanes, in a fixed order
@@ -28,7 +31,6 @@ namespace softgate::cpu::SOFTGATE_ISA {
 
 SG_INLINE vf zero() { return set1(0.0f); }
 
-SG_INLINE int min_int(int a, int b) { return a < b ? a : b; }
 SG_INLINE std::int64_t min_int(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 SG_INLINE std::int64_t max_int(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 SG_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

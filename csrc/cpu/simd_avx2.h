@@ -13,6 +13,10 @@ inline constexpr int kLanes = 8;
 inline constexpr int kPanel = 16;
 inline constexpr int kTileRows = 6;
 
+// Bytes of A that stay in L2 while panels pass, and depth of a panel slice that stays in L1.
+inline constexpr std::int64_t kRowBlockBytes = 192 * 1024;
+inline constexpr std::int64_t kSliceDepth = 384;
+
 using vf = __m256;
 using vm = __m256;  // sign bits
 
@@ -23,6 +27,8 @@ SG_INLINE vf load(const float* p) { return _mm256_loadu_ps(p); }
 SG_INLINE vf load_n(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
 SG_INLINE void store(float* p, vf v) { _mm256_storeu_ps(p, v); }
 SG_INLINE void store_n(float* p, vf v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+SG_INLINE void stream(float* p, vf v) { _mm256_stream_ps(p, v); }
+SG_INLINE void stream_fence() { _mm_sfence(); }
 SG_INLINE vf set1(float x) { return _mm256_set1_ps(x); }
 SG_INLINE vf iota() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 SG_INLINE vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
@@ -36,9 +42,10 @@ SG_INLINE vf abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 SG_INLINE vf sqrt(vf a) { return _mm256_sqrt_ps(a); }
 SG_INLINE vf round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 SG_INLINE vf scale2(vf x, vf n) {
-  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-  return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
 }
+SG_INLINE vm is_nan(vf a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
 SG_INLINE vm less(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 SG_INLINE vf select(vm m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
 SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {

@@ -5,7 +5,14 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES  // tests only: the same source on a CPU without AVX-512
 #include <simde/x86/avx512.h>
 #else
+// GCC 12 takes the undefined operands of its own intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include <cstdint>
@@ -18,6 +25,10 @@ inline constexpr int kLanes = 16;
 inline constexpr int kPanel = 32;
 inline constexpr int kTileRows = 14;
 
+// Bytes of A that stay in L2 while panels pass, and depth of a panel slice that stays in L1.
+inline constexpr std::int64_t kRowBlockBytes = 512 * 1024;
+inline constexpr std::int64_t kSliceDepth = 384;
+
 using vf = __m512;
 using vm = __mmask16;
 
@@ -26,6 +37,8 @@ SG_INLINE vf load(const float* p) { return _mm512_loadu_ps(p); }
 SG_INLINE vf load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 SG_INLINE void store(float* p, vf v) { _mm512_storeu_ps(p, v); }
 SG_INLINE void store_n(float* p, vf v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
+SG_INLINE void stream(float* p, vf v) { _mm512_stream_ps(p, v); }
+SG_INLINE void stream_fence() { _mm_sfence(); }
 SG_INLINE vf set1(float x) { return _mm512_set1_ps(x); }
 SG_INLINE vf iota() {
   return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -40,7 +53,11 @@ SG_INLINE vf min(vf a, vf b) { return _mm512_min_ps(a, b); }
 SG_INLINE vf abs(vf a) { return _mm512_abs_ps(a); }
 SG_INLINE vf sqrt(vf a) { return _mm512_sqrt_ps(a); }
 SG_INLINE vf round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-SG_INLINE vf scale2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+SG_INLINE vf scale2(vf x, vf n) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
+}
+SG_INLINE vm is_nan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 SG_INLINE vm less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 SG_INLINE vf select(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }
 SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {

@@ -11,6 +11,10 @@ inline constexpr int kLanes = 4;
 inline constexpr int kPanel = 8;
 inline constexpr int kTileRows = 4;
 
+// Bytes of A that stay in L2 while panels pass, and depth of a panel slice that stays in L1.
+inline constexpr std::int64_t kRowBlockBytes = 96 * 1024;
+inline constexpr std::int64_t kSliceDepth = 384;
+
 using vf = float __attribute__((vector_size(16)));
 using vi = std::int32_t __attribute__((vector_size(16)));
 using vm = vi;  // all bits set or none
@@ -29,6 +33,8 @@ SG_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 SG_INLINE void store_n(float* p, vf v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
+SG_INLINE void stream(float* p, vf v) { store(p, v); }
+SG_INLINE void stream_fence() {}
 SG_INLINE vf set1(float x) { return vf{x, x, x, x}; }
 SG_INLINE vf iota() { return vf{0, 1, 2, 3}; }
 SG_INLINE vf add(vf a, vf b) { return a + b; }
@@ -36,6 +42,7 @@ SG_INLINE vf sub(vf a, vf b) { return a - b; }
 SG_INLINE vf mul(vf a, vf b) { return a * b; }
 SG_INLINE vf div(vf a, vf b) { return a / b; }
 SG_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
+SG_INLINE vm is_nan(vf a) { return a != a; }
 SG_INLINE vm less(vf a, vf b) { return a < b; }
 SG_INLINE vf select(vm m, vf a, vf b) { return reinterpret_cast<vf>((m & reinterpret_cast<vi>(a)) | (~m & reinterpret_cast<vi>(b))); }
 SG_INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
@@ -52,8 +59,7 @@ SG_INLINE vf round(vf a) {
   return r;
 }
 SG_INLINE vf scale2(vf x, vf n) {
-  const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
-  return x * reinterpret_cast<vf>(bits);
+  return reinterpret_cast<vf>(reinterpret_cast<vi>(x) + (__builtin_convertvector(n, vi) << 23));
 }
 SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {
   vm m = {};

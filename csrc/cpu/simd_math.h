@@ -7,10 +7,12 @@ namespace softgate::cpu::SOFTGATE_ISA {
 
 // e^x. Below -87.3 the result is 0 (denormals are flushed), above 88.7 +inf; NaN stays NaN.
 SG_INLINE vf exp(vf x) {
+  const vf lowest = set1(-87.33654f);    // log of the smallest normal number
+  const vf highest = set1(88.7228317f);  // log of the largest
   // Reduced to r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2]; a minimax polynomial of degree 6 there.
-  const vf clamped = max(set1(-104.0f), min(set1(89.0f), x));
-  const vf n = round(mul(clamped, set1(1.44269504f)));
-  const vf r = fma(n, set1(2.12194440e-4f), fma(n, set1(-0.693359375f), clamped));
+  const vf bounded = max(lowest, x);
+  const vf n = round(mul(bounded, set1(1.44269504f)));
+  const vf r = fma(n, set1(2.12194440e-4f), fma(n, set1(-0.693359375f), bounded));
   vf p = set1(1.9875691500e-4f);
   p = fma(p, r, set1(1.3981999507e-3f));
   p = fma(p, r, set1(8.3334519073e-3f));
@@ -18,10 +20,8 @@ SG_INLINE vf exp(vf x) {
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
   p = fma(mul(r, r), p, add(r, set1(1.0f)));
-  // 2^n in two factors: n reaches 128, one beyond a float's exponent.
-  const vf half = round(mul(n, set1(0.5f)));
-  const vf y = scale2(scale2(p, half), sub(n, half));
-  return select(less(x, set1(-87.33654f)), zero(), y);
+  const vf finite = select(less(x, lowest), zero(), scale2(p, n));
+  return select(less(highest, x), set1(__builtin_inff()), finite);
 }
 
 SG_INLINE vf tanh(vf x) {

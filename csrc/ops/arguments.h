@@ -16,6 +16,9 @@ void check_tensor(const char* op, const char* argument, const Tensor& tensor, DT
 void check_cu_seqlens(const char* op, const char* argument, const Tensor& cu_seqlens,
                       std::int64_t total);
 
+// An output: writable memory in which no two elements share a place.
+void check_writable(const char* op, const char* argument, const Tensor& tensor);
+
 // `out` itself when given (checked: writable, dtype, shape), a new tensor otherwise.
 Tensor resolve_out(const char* op, std::optional<Tensor> out, DType dtype, const Dims& shape);
 

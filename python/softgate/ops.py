@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from softgate import _core
-from softgate._core import PackedWeight, Tensor
+from softgate._core import PackedWeight
 from softgate._typing import Array
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu"]
@@ -26,7 +26,8 @@ Pooling = Literal["mean", "cls", "max", "last"]
 def pack(weight: Array) -> PackedWeight:
     """Lay out a weight for `linear` on the ISA in use.
 
-    weight: float32 `[out_features, in_features]`. `PackedWeight.unpack()` gives it back bit for bit.
+    weight: float32 `[out_features, in_features]`; `PackedWeight.unpack()` gives it back bit for
+    bit.
     """
     return _core.pack(weight)
 
@@ -149,13 +150,14 @@ def embedding(
 
 
 def softmax(x: Array, *, out: Array | None = None) -> Array:
-    """Softmax over the last dimension; a row that is all -inf gives zeros. x: float32 `[..., n]`."""
+    """Softmax over the last dimension; a row that is all -inf gives zeros.
+
+    x and the result: float32 `[..., columns]`; `out` may be `x`.
+    """
     return _core.softmax(x, out)
 
 
-def pool(
-    x: Array, cu_seqlens: Array, mode: Pooling = "mean", *, out: Array | None = None
-) -> Array:
+def pool(x: Array, cu_seqlens: Array, mode: Pooling = "mean", *, out: Array | None = None) -> Array:
     """One vector per sequence: float32 `[total_tokens, hidden]` to `[batch, hidden]`.
 
     "mean" and "max" run over a sequence's tokens, "cls" takes the first, "last" the last. A
@@ -165,5 +167,8 @@ def pool(
 
 
 def normalize(x: Array, *, eps: float = 1e-12, out: Array | None = None) -> Array:
-    """Rows divided by their L2 norm, or by `eps` where that is larger. x: float32 `[..., hidden]`."""
+    """Rows divided by their L2 norm, or by `eps` where that is larger.
+
+    x and the result: float32 `[..., hidden]`; `out` may be `x`.
+    """
     return _core.normalize(x, eps, out)

@@ -1,0 +1,49 @@
+// Between Python's arrays and softgate's tensors.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <ostream>
+#include <utility>
+
+#include "core/tensor.h"
+
+namespace softgate::bindings {
+
+namespace py = pybind11;
+
+void register_errors();
+void register_runtime(py::module_& m);
+void register_tensor(py::module_& m);
+void register_ops(py::module_& m);
+
+// What an error message says about an argument.
+struct Argument {
+  const char* op;
+  const char* name;
+  const char* expected = "float32";  // dtypes
+  int index = -1;                    // of an array in a list
+};
+std::ostream& operator<<(std::ostream& out, const Argument& argument);
+
+// A softgate Tensor, NumPy array or DLPack array, without copying. Throws softgate::TypeError for
+// other objects and dtypes, std::invalid_argument for layouts and devices that cannot be viewed.
+Tensor to_tensor(const Argument& argument, py::handle object);
+std::optional<Tensor> to_optional_tensor(const Argument& argument, py::handle object);
+
+bool is_numpy(py::handle object);
+
+// Share the tensor's memory.
+py::object to_numpy(const Tensor& tensor);
+
+// What an op returns: `out` where it was given, else an array of the kind of its first argument.
+py::object to_result(Tensor&& tensor, py::handle first, py::handle out);
+
+template <class Function>
+auto without_gil(Function&& function) {
+  const py::gil_scoped_release release;
+  return std::forward<Function>(function)();
+}
+
+}  // namespace softgate::bindings

@@ -1,0 +1,195 @@
+// The functions that softgate.ops calls.
+#include <pybind11/stl.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "core/check.h"
+#include "ops/add_norm.h"
+#include "ops/attention.h"
+#include "ops/embedding.h"
+#include "ops/linear.h"
+#include "ops/normalize.h"
+#include "ops/pool.h"
+#include "ops/softmax.h"
+
+namespace softgate::bindings {
+namespace {
+
+const PackedWeight& to_packed_weight(py::handle object) {
+  py::detail::make_caster<PackedWeight> caster;
+  if (!caster.load(object, false) || object.is_none()) {
+    check_type(false, "linear: weight is a ", Py_TYPE(object.ptr())->tp_name,
+               ", expected a PackedWeight (softgate.ops.pack makes one)");
+  }
+  return py::detail::cast_op<const PackedWeight&>(caster);
+}
+
+std::vector<Tensor> to_tensors(const Argument& argument, const py::list& objects) {
+  std::vector<Tensor> tensors;
+  tensors.reserve(objects.size());
+  Argument element = argument;
+  for (const py::handle object : objects) {
+    ++element.index;
+    tensors.push_back(to_tensor(element, object));
+  }
+  return tensors;
+}
+
+PackedWeight pack(py::handle weight) {
+  const Tensor tensor = to_tensor({"pack", "weight"}, weight);
+  return without_gil([&] { return PackedWeight(tensor); });
+}
+
+py::object linear(py::handle x, py::handle weight, py::handle bias, const std::string& activation,
+                  py::handle residual, py::handle out) {
+  const Tensor x_ = to_tensor({"linear", "x"}, x);
+  const PackedWeight& weight_ = to_packed_weight(weight);
+  const auto bias_ = to_optional_tensor({"linear", "bias"}, bias);
+  const auto residual_ = to_optional_tensor({"linear", "residual"}, residual);
+  auto out_ = to_optional_tensor({"linear", "out"}, out);
+  Tensor result = without_gil(
+      [&] { return softgate::linear(x_, weight_, bias_, activation, residual_, std::move(out_)); });
+  return to_result(std::move(result), x, out);
+}
+
+py::object attention(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
+                     py::handle cu_seqlens_k, std::optional<double> scale, bool causal,
+                     std::pair<std::int64_t, std::int64_t> window, py::handle mask, double softcap,
+                     bool return_lse, bool return_weights, py::handle out) {
+  const Tensor q_ = to_tensor({"attention", "q"}, q);
+  const Tensor k_ = to_tensor({"attention", "k"}, k);
+  const Tensor v_ = to_tensor({"attention", "v"}, v);
+  const Tensor lens_q = to_tensor({"attention", "cu_seqlens_q", "int32"}, cu_seqlens_q);
+  const Tensor lens_k = to_tensor({"attention", "cu_seqlens_k", "int32"}, cu_seqlens_k);
+  const AttentionOptions options{
+      .scale = scale,
+      .causal = causal,
+      .window = window,
+      .mask = to_optional_tensor({"attention", "mask", "bool or float32"}, mask),
+      .softcap = softcap,
+      .return_lse = return_lse,
+      .return_weights = return_weights,
+  };
+  auto out_ = to_optional_tensor({"attention", "out"}, out);
+  AttentionResult result = without_gil(
+      [&] { return softgate::attention(q_, k_, v_, lens_q, lens_k, options, std::move(out_)); });
+  py::object first = to_result(std::move(result.out), q, out);
+  if (!result.lse && !result.weights) return first;
+  py::list all;
+  all.append(std::move(first));
+  if (result.lse) all.append(to_result(*std::move(result.lse), q, py::none()));
+  if (result.weights) all.append(to_result(*std::move(result.weights), q, py::none()));
+  return py::tuple(all);
+}
+
+py::object add_layer_norm(py::handle x, py::handle residual, py::handle weight, py::handle bias,
+                          double eps, py::handle out, py::handle sum_out) {
+  const char* op = "add_layer_norm";
+  const Tensor x_ = to_tensor({op, "x"}, x);
+  const auto residual_ = to_optional_tensor({op, "residual"}, residual);
+  const Tensor weight_ = to_tensor({op, "weight"}, weight);
+  const auto bias_ = to_optional_tensor({op, "bias"}, bias);
+  auto out_ = to_optional_tensor({op, "out"}, out);
+  auto sum_out_ = to_optional_tensor({op, "sum_out"}, sum_out);
+  Tensor result = without_gil([&] {
+    return softgate::add_layer_norm(x_, residual_, weight_, bias_, eps, std::move(out_),
+                                    std::move(sum_out_));
+  });
+  return to_result(std::move(result), x, out);
+}
+
+py::object add_rms_norm(py::handle x, py::handle residual, py::handle weight, double eps,
+                        py::handle out, py::handle sum_out) {
+  const char* op = "add_rms_norm";
+  const Tensor x_ = to_tensor({op, "x"}, x);
+  const auto residual_ = to_optional_tensor({op, "residual"}, residual);
+  const Tensor weight_ = to_tensor({op, "weight"}, weight);
+  auto out_ = to_optional_tensor({op, "out"}, out);
+  auto sum_out_ = to_optional_tensor({op, "sum_out"}, sum_out);
+  Tensor result = without_gil([&] {
+    return softgate::add_rms_norm(x_, residual_, weight_, eps, std::move(out_),
+                                  std::move(sum_out_));
+  });
+  return to_result(std::move(result), x, out);
+}
+
+py::object embedding(const py::list& ids, const py::list& tables, py::handle norm_weight,
+                     py::handle norm_bias, double eps, py::handle out) {
+  check(!ids.empty(), "embedding: ids is empty, expected 1 to ", kMaxTables, " arrays");
+  const auto ids_ = to_tensors({"embedding", "ids", "int32 or int64"}, ids);
+  const auto tables_ = to_tensors({"embedding", "tables"}, tables);
+  const auto weight_ = to_optional_tensor({"embedding", "norm_weight"}, norm_weight);
+  const auto bias_ = to_optional_tensor({"embedding", "norm_bias"}, norm_bias);
+  auto out_ = to_optional_tensor({"embedding", "out"}, out);
+  Tensor result = without_gil(
+      [&] { return softgate::embedding(ids_, tables_, weight_, bias_, eps, std::move(out_)); });
+  return to_result(std::move(result), py::object(ids[0]), out);
+}
+
+py::object softmax(py::handle x, py::handle out) {
+  const Tensor x_ = to_tensor({"softmax", "x"}, x);
+  auto out_ = to_optional_tensor({"softmax", "out"}, out);
+  Tensor result = without_gil([&] { return softgate::softmax(x_, std::move(out_)); });
+  return to_result(std::move(result), x, out);
+}
+
+py::object pool(py::handle x, py::handle cu_seqlens, const std::string& mode, py::handle out) {
+  const Tensor x_ = to_tensor({"pool", "x"}, x);
+  const Tensor cu_seqlens_ = to_tensor({"pool", "cu_seqlens", "int32"}, cu_seqlens);
+  auto out_ = to_optional_tensor({"pool", "out"}, out);
+  Tensor result =
+      without_gil([&] { return softgate::pool(x_, cu_seqlens_, mode, std::move(out_)); });
+  return to_result(std::move(result), x, out);
+}
+
+py::object normalize(py::handle x, double eps, py::handle out) {
+  const Tensor x_ = to_tensor({"normalize", "x"}, x);
+  auto out_ = to_optional_tensor({"normalize", "out"}, out);
+  Tensor result = without_gil([&] { return softgate::normalize(x_, eps, std::move(out_)); });
+  return to_result(std::move(result), x, out);
+}
+
+std::string repr(const PackedWeight& weight) {
+  return concat("PackedWeight(shape=(", weight.out_features(), ", ", weight.in_features(),
+                "), dtype=", name(weight.dtype()), ", isa=", weight.isa(), ")");
+}
+
+}  // namespace
+
+void register_ops(py::module_& m) {
+  using py::arg;
+  py::class_<PackedWeight>(m, "PackedWeight", py::is_final())
+      .def_property_readonly("in_features", &PackedWeight::in_features)
+      .def_property_readonly("out_features", &PackedWeight::out_features)
+      .def_property_readonly("shape",
+                             [](const PackedWeight& weight) {
+                               return py::make_tuple(weight.out_features(), weight.in_features());
+                             })
+      .def_property_readonly("dtype",
+                             [](const PackedWeight& weight) { return name(weight.dtype()); })
+      .def_property_readonly("nbytes", &PackedWeight::bytes)
+      .def_property_readonly("isa", &PackedWeight::isa)
+      .def("unpack", &PackedWeight::unpack, py::call_guard<py::gil_scoped_release>())
+      .def("__repr__", &repr);
+
+  m.def("pack", &pack, arg("weight"));
+  m.def("linear", &linear, arg("x"), arg("weight"), arg("bias"), arg("activation"), arg("residual"),
+        arg("out"));
+  m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("cu_seqlens_q"),
+        arg("cu_seqlens_k"), arg("scale"), arg("causal"), arg("window"), arg("mask"),
+        arg("softcap"), arg("return_lse"), arg("return_weights"), arg("out"));
+  m.def("add_layer_norm", &add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"),
+        arg("eps"), arg("out"), arg("sum_out"));
+  m.def("add_rms_norm", &add_rms_norm, arg("x"), arg("residual"), arg("weight"), arg("eps"),
+        arg("out"), arg("sum_out"));
+  m.def("embedding", &embedding, arg("ids"), arg("tables"), arg("norm_weight"), arg("norm_bias"),
+        arg("eps"), arg("out"));
+  m.def("softmax", &softmax, arg("x"), arg("out"));
+  m.def("pool", &pool, arg("x"), arg("cu_seqlens"), arg("mode"), arg("out"));
+  m.def("normalize", &normalize, arg("x"), arg("eps"), arg("out"));
+}
+
+}  // namespace softgate::bindings

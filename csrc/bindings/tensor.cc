@@ -1,0 +1,515 @@
+// Tensor, and the ways in and out of it: NumPy and DLPack.
+#include <pybind11/numpy.h>
+
+#include <array>
+#include <bit>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "bindings/bindings.h"
+#include "core/check.h"
+#include "core/dlpack.h"
+
+namespace softgate::bindings {
+namespace {
+
+using ArrayApi = py::detail::npy_api;
+
+constexpr std::array kDTypes = {DType::float32, DType::float16, DType::bfloat16, DType::int8,
+                                DType::int32,   DType::int64,   DType::boolean};
+constexpr const char* kAnyDType = "float32, float16, bfloat16, int8, int32, int64 or bool";
+
+[[noreturn]] void wrong_dtype(const Argument& argument, const std::string& dtype) {
+  throw TypeError(concat(argument, " has dtype ", dtype, ", expected ", argument.expected));
+}
+
+DType dtype_from_name(const std::string& text) {
+  for (const DType dtype : kDTypes) {
+    if (text == name(dtype)) return dtype;
+  }
+  wrong_dtype({"Tensor", "result", kAnyDType}, text);
+}
+
+// Sizes from an int or a sequence of them.
+Dims to_dims(const char* op, py::handle object) {
+  const auto to_size = [op](py::handle item) {
+    const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(item.ptr()));
+    if (!integer) throw py::error_already_set();
+    int overflow = 0;
+    const long long size = PyLong_AsLongLongAndOverflow(integer.ptr(), &overflow);
+    if (overflow != 0) {
+      check(false, op, ": size ", py::str(integer).cast<std::string>(), " is out of range");
+    }
+    return static_cast<std::int64_t>(size);
+  };
+  Dims dims;
+  if (PyIndex_Check(object.ptr())) {
+    dims.push_back(to_size(object));
+    return dims;
+  }
+  for (const py::handle item : object) dims.push_back(to_size(item));
+  return dims;
+}
+
+py::tuple to_tuple(const Dims& dims) {
+  py::tuple tuple(static_cast<std::size_t>(dims.size()));
+  for (int i = 0; i < dims.size(); ++i) tuple[static_cast<std::size_t>(i)] = dims[i];
+  return tuple;
+}
+
+// Holds a Python object from C++, whose threads may drop it without the GIL.
+std::shared_ptr<void> keep_alive(py::handle owner) {
+  return {owner.inc_ref().ptr(), [](void* object) {
+            if (Py_IsInitialized() == 0) return;
+            const PyGILState_STATE state = PyGILState_Ensure();
+            Py_DECREF(static_cast<PyObject*>(object));
+            PyGILState_Release(state);
+          }};
+}
+
+// Memory that somebody else owns, as NumPy or DLPack describes it.
+struct Foreign {
+  void* data;
+  DType dtype;
+  Dims shape, strides;  // strides in elements
+  std::shared_ptr<void> owner;
+  bool writable;
+};
+
+void check_ndim(const Argument& argument, std::int64_t ndim) {
+  check(0 <= ndim && ndim <= kMaxDims, argument, " has ", ndim, " dimensions, expected at most ",
+        kMaxDims);
+}
+
+Tensor view(const Argument& argument, Foreign&& foreign) {
+  const std::size_t element = size_of(foreign.dtype);
+  const std::size_t bytes = checked_bytes(foreign.shape, element);
+  const int last = foreign.shape.size() - 1;
+  for (int i = 0; bytes > 0 && i <= last; ++i) {
+    if (foreign.shape[i] == 1) continue;
+    const bool fits = i == last ? foreign.strides[i] == 1 : foreign.strides[i] >= 0;
+    if (!fits) {
+      check(false, argument, " has shape ", to_string(foreign.shape), " and strides ",
+            to_string(foreign.strides),
+            i == last ? ", expected a contiguous last dimension (stride 1)"
+                      : ", expected no negative stride");
+    }
+  }
+  check(bytes == 0 || reinterpret_cast<std::uintptr_t>(foreign.data) % element == 0, argument,
+        " is not aligned to its ", element, "-byte elements");
+  auto storage = std::make_shared<Storage>();
+  storage->data = foreign.data;
+  storage->bytes = bytes == 0 ? 0 : checked_span(foreign.shape, foreign.strides, element);
+  storage->keep_alive = std::move(foreign.owner);
+  storage->writable = foreign.writable;
+  return {std::move(storage), foreign.data, foreign.dtype, foreign.shape, foreign.strides, {}};
+}
+
+std::optional<DType> dtype_of(const py::dtype& descr) {
+  constexpr char kSwapped = std::endian::native == std::endian::little ? '>' : '<';
+  if (descr.byteorder() == kSwapped) return std::nullopt;
+  switch (descr.num()) {
+    case ArrayApi::NPY_FLOAT_: return DType::float32;
+    case 23: return DType::float16;
+    case ArrayApi::NPY_BYTE_: return DType::int8;
+    case ArrayApi::NPY_BOOL_: return DType::boolean;
+    case ArrayApi::NPY_INT_: return DType::int32;
+    case ArrayApi::NPY_LONG_: return sizeof(long) == 8 ? DType::int64 : DType::int32;
+    case ArrayApi::NPY_LONGLONG_: return DType::int64;
+    default: return std::nullopt;
+  }
+}
+
+py::dtype to_numpy_dtype(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return py::dtype(ArrayApi::NPY_FLOAT_);
+    case DType::float16: return py::dtype(23);
+    case DType::bfloat16: break;
+    case DType::int8: return py::dtype(ArrayApi::NPY_BYTE_);
+    case DType::int32: return py::dtype(ArrayApi::NPY_INT32_);
+    case DType::int64: return py::dtype(ArrayApi::NPY_INT64_);
+    case DType::boolean: return py::dtype(ArrayApi::NPY_BOOL_);
+  }
+  throw TypeError("Tensor: NumPy has no bfloat16; use DLPack");
+}
+
+Tensor from_numpy(const Argument& argument, const py::array& array) {
+  const py::dtype descr = array.dtype();
+  const std::optional<DType> dtype = dtype_of(descr);
+  if (!dtype) wrong_dtype(argument, py::str(descr));
+  check_ndim(argument, array.ndim());
+  const auto element = static_cast<std::int64_t>(size_of(*dtype));
+  Dims shape, strides;
+  for (int i = 0; i < static_cast<int>(array.ndim()); ++i) {
+    shape.push_back(array.shape()[i]);
+    const std::int64_t stride = array.strides()[i];
+    check(shape[i] <= 1 || stride % element == 0, argument, " has a stride of ", stride,
+          " bytes, expected a multiple of ", element);
+    strides.push_back(stride / element);
+  }
+  return view(argument, {const_cast<void*>(array.data()), *dtype, shape, strides, keep_alive(array),
+                         array.writeable()});
+}
+
+std::string dtype_name(const dlpack::DataType& dtype) {
+  const auto kind = [&]() -> std::string {
+    switch (dtype.code) {
+      case dlpack::kInt: return "int";
+      case dlpack::kUInt: return "uint";
+      case dlpack::kFloat: return "float";
+      case dlpack::kBfloat: return "bfloat";
+      case dlpack::kComplex: return "complex";
+      case dlpack::kBool: return "bool";
+      default: return concat("DLPack code ", int{dtype.code}, " of bits ");
+    }
+  }();
+  return concat(kind, int{dtype.bits}, dtype.lanes == 1 ? "" : concat("x", dtype.lanes));
+}
+
+dlpack::DataType to_dlpack_dtype(DType dtype) {
+  const auto code = [dtype] {
+    switch (dtype) {
+      case DType::float32:
+      case DType::float16: return dlpack::kFloat;
+      case DType::bfloat16: return dlpack::kBfloat;
+      case DType::boolean: return dlpack::kBool;
+      case DType::int8:
+      case DType::int32:
+      case DType::int64: return dlpack::kInt;
+    }
+    return dlpack::kInt;
+  }();
+  return {code, static_cast<std::uint8_t>(8 * size_of(dtype)), 1};
+}
+
+DType dtype_of(const Argument& argument, const dlpack::DataType& given) {
+  for (const DType dtype : kDTypes) {
+    const dlpack::DataType candidate = to_dlpack_dtype(dtype);
+    if (candidate.code == given.code && candidate.bits == given.bits && given.lanes == 1) {
+      return dtype;
+    }
+  }
+  wrong_dtype(argument, dtype_name(given));
+}
+
+template <class Managed>
+struct ManagedTraits;
+
+template <>
+struct ManagedTraits<dlpack::Managed> {
+  static constexpr const char* kName = "dltensor";
+  static constexpr const char* kUsedName = "used_dltensor";
+};
+
+template <>
+struct ManagedTraits<dlpack::ManagedVersioned> {
+  static constexpr const char* kName = "dltensor_versioned";
+  static constexpr const char* kUsedName = "used_dltensor_versioned";
+};
+
+Tensor from_managed(const Argument& argument, const dlpack::View& given,
+                    std::shared_ptr<void> owner, bool writable) {
+  check(given.device.type == dlpack::kCPU, argument, " is on DLPack device (", given.device.type,
+        ", ", given.device.id, "), expected the CPU");
+  const DType dtype = dtype_of(argument, given.dtype);
+  check_ndim(argument, given.ndim);
+  Dims shape, strides;
+  std::int64_t compact = 1;
+  for (int i = 0; i < given.ndim; ++i) shape.push_back(given.shape[i]);
+  checked_bytes(shape, size_of(dtype));
+  strides = shape;
+  for (int i = given.ndim - 1; i >= 0; --i) {
+    strides[i] = given.strides == nullptr ? compact : given.strides[i];
+    compact *= std::max<std::int64_t>(shape[i], 1);
+  }
+  void* data = static_cast<std::byte*>(given.data) + given.byte_offset;
+  return view(argument, {data, dtype, shape, strides, std::move(owner), writable});
+}
+
+// Takes the managed tensor out of its capsule: the capsule must not free it any more.
+template <class Managed>
+std::shared_ptr<Managed> consume(py::handle capsule) {
+  using Traits = ManagedTraits<Managed>;
+  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), Traits::kName));
+  if (managed == nullptr || PyCapsule_SetName(capsule.ptr(), Traits::kUsedName) != 0) {
+    throw py::error_already_set();
+  }
+  return {managed, [](Managed* m) {
+            if (m->deleter != nullptr) m->deleter(m);
+          }};
+}
+
+py::object export_capsule(py::handle object) {
+  const py::object method = object.attr("__dlpack__");
+  try {
+    return method(py::arg("max_version") =
+                      py::make_tuple(dlpack::kMajorVersion, dlpack::kMinorVersion));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+  }
+  return method();  // an exporter from before DLPack 1.0
+}
+
+Tensor from_dlpack(const Argument& argument, py::handle object) {
+  const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  check(device.first == dlpack::kCPU, argument, " is on DLPack device (", device.first, ", ",
+        device.second, "), expected the CPU");
+  const py::object capsule = export_capsule(object);
+  if (PyCapsule_IsValid(capsule.ptr(), ManagedTraits<dlpack::Managed>::kName) != 0) {
+    auto managed = consume<dlpack::Managed>(capsule);
+    const dlpack::View& given = managed->view;
+    return from_managed(argument, given, std::move(managed), true);
+  }
+  auto managed = consume<dlpack::ManagedVersioned>(capsule);
+  check(managed->version.major == dlpack::kMajorVersion, argument, " speaks DLPack ",
+        managed->version.major, ", expected ", dlpack::kMajorVersion);
+  const bool writable = (managed->flags & dlpack::kReadOnly) == 0;
+  const dlpack::View& given = managed->view;
+  return from_managed(argument, given, std::move(managed), writable);
+}
+
+// A managed tensor with what it points to.
+template <class Managed>
+struct Exported {
+  Managed managed;
+  std::shared_ptr<Storage> storage;
+  Dims shape, strides;
+};
+
+template <class Managed>
+py::object export_tensor(const Tensor& tensor, [[maybe_unused]] bool copied) {
+  using Traits = ManagedTraits<Managed>;
+  auto exported = std::make_unique<Exported<Managed>>(
+      Exported<Managed>{{}, tensor.storage(), tensor.shape(), tensor.strides()});
+  Managed& managed = exported->managed;
+  managed.context = exported.get();
+  managed.deleter = [](Managed* m) { delete static_cast<Exported<Managed>*>(m->context); };
+  managed.view = {
+      .data = tensor.raw(),
+      .device = {dlpack::kCPU, 0},
+      .ndim = tensor.dim(),
+      .dtype = to_dlpack_dtype(tensor.dtype()),
+      .shape = tensor.dim() == 0 ? nullptr : &exported->shape[0],
+      .strides = tensor.dim() == 0 ? nullptr : &exported->strides[0],
+      .byte_offset = 0,
+  };
+  if constexpr (std::is_same_v<Managed, dlpack::ManagedVersioned>) {
+    managed.version = {dlpack::kMajorVersion, dlpack::kMinorVersion};
+    managed.flags = (tensor.writable() ? 0 : dlpack::kReadOnly) | (copied ? dlpack::kIsCopied : 0);
+  }
+  PyObject* capsule = PyCapsule_New(&managed, Traits::kName, [](PyObject* unused) {
+    if (PyCapsule_IsValid(unused, Traits::kName) == 0) return;  // consumed
+    auto* left = static_cast<Managed*>(PyCapsule_GetPointer(unused, Traits::kName));
+    left->deleter(left);
+  });
+  if (capsule == nullptr) throw py::error_already_set();
+  exported.release();  // NOLINT: the capsule owns it
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
+void copy_elements(const Tensor& from, const Tensor& to) {
+  if (from.dim() <= 1 || from.is_contiguous()) {
+    if (from.bytes() > 0) std::memcpy(to.raw(), from.raw(), from.bytes());
+    return;
+  }
+  for (std::int64_t i = 0; i < from.size(0); ++i) copy_elements(from.select(0, i), to.select(0, i));
+}
+
+Tensor copy(const Tensor& tensor) {
+  Tensor result = Tensor::empty(tensor.shape(), tensor.dtype());
+  copy_elements(tensor, result);
+  return result;
+}
+
+py::object dlpack_export(const Tensor& tensor, py::handle stream, py::handle max_version,
+                         py::handle dl_device, py::handle copy_wanted) {
+  check(stream.is_none(), "__dlpack__: stream is given, expected None for a CPU tensor");
+  if (!dl_device.is_none() && dl_device.cast<std::pair<int, int>>().first != dlpack::kCPU) {
+    throw py::buffer_error("__dlpack__: a CPU tensor exports to the CPU only");
+  }
+  const bool copies = !copy_wanted.is_none() && copy_wanted.cast<bool>();
+  const Tensor source = copies ? copy(tensor) : tensor;
+  const bool versioned =
+      !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= 1;
+  if (versioned) return export_tensor<dlpack::ManagedVersioned>(source, copies);
+  if (!source.writable()) {
+    throw py::buffer_error("__dlpack__: a read-only tensor needs max_version (1, 0) or higher");
+  }
+  return export_tensor<dlpack::Managed>(source, copies);
+}
+
+py::object as_array(const Tensor& tensor, py::handle dtype, py::handle copy_wanted) {
+  const py::object array = to_numpy(tensor);
+  const bool copies = !copy_wanted.is_none() && copy_wanted.cast<bool>();
+  const bool casts =
+      !dtype.is_none() &&
+      !py::dtype::from_args(py::reinterpret_borrow<py::object>(dtype)).equal(array.attr("dtype"));
+  if (casts) {
+    check(copy_wanted.is_none() || copies, "__array__: a cast to another dtype needs a copy");
+    return array.attr("astype")(dtype);
+  }
+  return copies ? array.attr("copy")() : array;
+}
+
+Tensor select_checked(const Tensor& tensor, int dim, Py_ssize_t i) {
+  const std::int64_t size = tensor.size(dim);
+  if (i < -size || i >= size) {
+    throw py::index_error(
+        concat("Tensor: index ", i, " is out of range for dimension ", dim, " of size ", size));
+  }
+  return tensor.select(dim, i < 0 ? i + size : i);
+}
+
+Tensor slice_checked(const Tensor& tensor, int dim, const py::slice& slice) {
+  Py_ssize_t begin = 0, end = 0, step = 0;
+  if (PySlice_Unpack(slice.ptr(), &begin, &end, &step) != 0) throw py::error_already_set();
+  check(step == 1, "Tensor: a slice has step ", step, ", expected 1");
+  const Py_ssize_t length = PySlice_AdjustIndices(tensor.size(dim), &begin, &end, step);
+  return tensor.slice(dim, begin, begin + length);
+}
+
+Tensor get_item(const Tensor& tensor, py::handle key) {
+  const py::tuple keys =
+      py::isinstance<py::tuple>(key) ? py::reinterpret_borrow<py::tuple>(key) : py::make_tuple(key);
+  if (keys.size() > static_cast<std::size_t>(tensor.dim())) {
+    throw py::index_error(
+        concat("Tensor: ", keys.size(), " indices for ", tensor.dim(), " dimensions"));
+  }
+  Tensor result = tensor;
+  int dim = 0;
+  for (const py::handle item : keys) {
+    if (py::isinstance<py::slice>(item)) {
+      result = slice_checked(result, dim++, py::reinterpret_borrow<py::slice>(item));
+    } else {
+      check_type(PyIndex_Check(item.ptr()) != 0, "Tensor: an index is a ",
+                 Py_TYPE(item.ptr())->tp_name, ", expected integers and slices");
+      const Py_ssize_t i = PyNumber_AsSsize_t(item.ptr(), PyExc_IndexError);
+      if (i == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+      result = select_checked(result, dim, i);
+    }
+  }
+  return result;
+}
+
+py::object item(const Tensor& tensor) {
+  check(tensor.numel() == 1, "item: the tensor has ", tensor.numel(), " elements, expected 1");
+  const void* data = tensor.raw();
+  switch (tensor.dtype()) {
+    case DType::float32: return py::float_(*tensor.data<float>());
+    case DType::float16:
+      return py::float_(PyFloat_Unpack2(static_cast<const char*>(data),
+                                        std::endian::native == std::endian::little));
+    case DType::bfloat16: {
+      const auto bits = static_cast<std::uint32_t>(*tensor.data<std::uint16_t>()) << 16;
+      return py::float_(std::bit_cast<float>(bits));
+    }
+    case DType::int8: return py::int_(*tensor.data<std::int8_t>());
+    case DType::int32: return py::int_(*tensor.data<std::int32_t>());
+    case DType::int64: return py::int_(*tensor.data<std::int64_t>());
+    case DType::boolean: return py::bool_(*tensor.data<std::uint8_t>() != 0);
+  }
+  throw TypeError("item: unknown dtype");
+}
+
+std::int64_t length(const Tensor& tensor) {
+  check_type(tensor.dim() > 0, "Tensor: a tensor without dimensions has no length");
+  return tensor.size(0);
+}
+
+std::string repr(const Tensor& tensor) {
+  return concat("Tensor(shape=", py::repr(to_tuple(tensor.shape())).cast<std::string>(),
+                ", dtype=", name(tensor.dtype()), ", device=", name(tensor.device()), ")");
+}
+
+}  // namespace
+
+std::ostream& operator<<(std::ostream& out, const Argument& argument) {
+  out << argument.op << ": " << argument.name;
+  if (argument.index >= 0) out << '[' << argument.index << ']';
+  return out;
+}
+
+bool is_numpy(py::handle object) { return py::isinstance<py::array>(object); }
+
+Tensor to_tensor(const Argument& argument, py::handle object) {
+  if (is_numpy(object)) return from_numpy(argument, py::reinterpret_borrow<py::array>(object));
+  py::detail::make_caster<Tensor> caster;
+  if (!object.is_none() && caster.load(object, false)) {
+    return py::detail::cast_op<const Tensor&>(caster);
+  }
+  if (py::hasattr(object, "__dlpack__") && py::hasattr(object, "__dlpack_device__")) {
+    return from_dlpack(argument, object);
+  }
+  throw TypeError(concat(argument, " is a ", Py_TYPE(object.ptr())->tp_name,
+                         ", expected a NumPy array, a softgate Tensor or a DLPack array"));
+}
+
+std::optional<Tensor> to_optional_tensor(const Argument& argument, py::handle object) {
+  if (object.is_none()) return std::nullopt;
+  return to_tensor(argument, object);
+}
+
+py::object to_numpy(const Tensor& tensor) {
+  const py::dtype dtype = to_numpy_dtype(tensor.dtype());
+  std::array<Py_ssize_t, kMaxDims> shape{}, strides{};
+  for (int i = 0; i < tensor.dim(); ++i) {
+    const auto d = static_cast<std::size_t>(i);
+    shape[d] = tensor.size(i);
+    strides[d] = tensor.stride(i) * static_cast<Py_ssize_t>(size_of(tensor.dtype()));
+  }
+  auto owner = std::make_unique<std::shared_ptr<Storage>>(tensor.storage());
+  const py::capsule base(
+      owner.get(), [](void* storage) { delete static_cast<std::shared_ptr<Storage>*>(storage); });
+  owner.release();  // NOLINT: the capsule owns it
+  const auto dims = static_cast<std::size_t>(tensor.dim());
+  py::array array(dtype, py::array::ShapeContainer(shape.begin(), shape.begin() + dims),
+                  py::array::StridesContainer(strides.begin(), strides.begin() + dims),
+                  tensor.raw(), base);
+  if (!tensor.writable()) {
+    py::detail::array_proxy(array.ptr())->flags &= ~ArrayApi::NPY_ARRAY_WRITEABLE_;
+  }
+  return array;
+}
+
+py::object to_result(Tensor&& tensor, py::handle first, py::handle out) {
+  if (!out.is_none()) return py::reinterpret_borrow<py::object>(out);
+  return is_numpy(first) ? to_numpy(tensor) : py::cast(std::move(tensor));
+}
+
+void register_tensor(py::module_& m) {
+  using py::arg;
+  py::class_<Tensor>(m, "Tensor", py::is_final())
+      .def(py::init(
+               [](py::handle array) { return to_tensor({"Tensor", "array", kAnyDType}, array); }),
+           arg("array"))
+      .def_static(
+          "empty",
+          [](py::handle shape, const std::string& dtype) {
+            return Tensor::empty(to_dims("Tensor.empty", shape), dtype_from_name(dtype));
+          },
+          arg("shape"), arg("dtype") = "float32")
+      .def_property_readonly("shape", [](const Tensor& t) { return to_tuple(t.shape()); })
+      .def_property_readonly("strides", [](const Tensor& t) { return to_tuple(t.strides()); })
+      .def_property_readonly("dtype", [](const Tensor& t) { return name(t.dtype()); })
+      .def_property_readonly("device", [](const Tensor& t) { return name(t.device()); })
+      .def_property_readonly("ndim", &Tensor::dim)
+      .def_property_readonly("nbytes", &Tensor::bytes)
+      .def("numpy", &to_numpy)
+      .def(
+          "reshape",
+          [](const Tensor& t, py::handle shape) { return t.reshape(to_dims("reshape", shape)); },
+          arg("shape"))
+      .def("item", &item)
+      .def("__array__", &as_array, arg("dtype") = py::none(), arg("copy") = py::none())
+      .def("__dlpack__", &dlpack_export, py::kw_only(), arg("stream") = py::none(),
+           arg("max_version") = py::none(), arg("dl_device") = py::none(), arg("copy") = py::none())
+      .def("__dlpack_device__", [](const Tensor&) { return py::make_tuple(dlpack::kCPU, 0); })
+      .def("__len__", &length)
+      .def("__getitem__", &get_item)
+      .def("__repr__", &repr);
+}
+
+}  // namespace softgate::bindings

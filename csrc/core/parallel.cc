@@ -1,0 +1,293 @@
+#include "core/parallel.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "core/allocator.h"
+#include "core/check.h"
+#include "core/cpu_count.h"
+
+namespace softgate {
+namespace {
+
+using Body = void (*)(void*, std::int64_t, std::int64_t);
+
+constexpr int kMaxThreads = 1024;
+constexpr std::size_t kCacheLine = 64;
+constexpr auto kSpinTime = std::chrono::microseconds(100);
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins for kSpinTime; reads the clock rarely, for it costs more than a turn.
+class Spinner {
+ public:
+  bool again() {
+    pause();
+    if (++turns_ % 32 != 0) return true;
+    const auto now = std::chrono::steady_clock::now();
+    if (turns_ == 32) end_ = now + kSpinTime;
+    return now < end_;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point end_;
+  unsigned turns_ = 0;
+};
+
+// The state of a pool in one word: which job, how many more workers may join it, and how many are
+// in it. The caller never waits for a worker that has not joined, such as one still waking up.
+constexpr std::uint32_t kActive = 1, kActiveMask = 0x3ff;
+constexpr std::uint32_t kSlot = 1u << 10, kSlotMask = 0x3ffu << 10;
+constexpr std::uint32_t kJob = 1u << 20, kJobMask = ~(kSlotMask | kActiveMask);
+static_assert(kMaxThreads - 1 <= kActiveMask);
+
+class Pool {
+ public:
+  explicit Pool(int threads) : threads_(threads) {
+    // Signals are for the threads the program knows.
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    workers_.reserve(static_cast<std::size_t>(threads - 1));
+    try {
+      while (static_cast<int>(workers_.size()) < threads - 1)
+        workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      // Out of threads: go on with those there are.
+    }
+    pthread_sigmask(SIG_SETMASK, &old, nullptr);
+  }
+
+  ~Pool() {
+    stopping_.store(true, std::memory_order_relaxed);
+    state_.fetch_add(kJob);
+    state_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return threads_; }
+
+  void run(std::int64_t chunks, std::int64_t count, std::int64_t grain, Body body, void* context) {
+    job_ = {body, context, chunks, count, grain};
+    next_.store(0, std::memory_order_relaxed);
+    const auto slots = static_cast<std::uint32_t>(
+        std::min(chunks - 1, static_cast<std::int64_t>(workers_.size())));
+    state_.store(((state_.load(std::memory_order_relaxed) & kJobMask) + kJob) | slots * kSlot);
+    wake(slots);
+    take_chunks();
+    close();
+    if (failed_.load(std::memory_order_relaxed)) {
+      failed_.store(false, std::memory_order_relaxed);
+      std::rethrow_exception(std::exchange(error_, nullptr));
+    }
+  }
+
+ private:
+  struct Job {
+    Body body;
+    void* context;
+    std::int64_t chunks, count, grain;
+  };
+
+  void work() {
+    std::uint32_t seen = 0;
+    while (join(seen)) {
+      take_chunks();
+      if (state_.fetch_sub(kActive) & kSlotMask) continue;
+      if (caller_waits_.load() && caller_waits_.exchange(false)) caller_waits_.notify_one();
+    }
+  }
+
+  // Waits for a job after `seen` and takes one of its slots; false when the pool shuts down.
+  bool join(std::uint32_t& seen) {
+    for (;;) {
+      Spinner spinner;
+      std::uint32_t state = state_.load(std::memory_order_acquire);
+      while ((state & kJobMask) == seen) {
+        if (!spinner.again()) park(state);
+        state = state_.load(std::memory_order_acquire);
+      }
+      if (stopping_.load(std::memory_order_relaxed)) return false;
+      seen = state & kJobMask;
+      while ((state & kJobMask) == seen && (state & kSlotMask) != 0)
+        if (state_.compare_exchange_weak(state, state - kSlot + kActive)) return true;
+    }
+  }
+
+  void park(std::uint32_t state) {
+    sleepers_.fetch_add(1);
+    state_.wait(state);
+    sleepers_.fetch_sub(1);
+  }
+
+  // As many of the parked workers as those awake cannot stand in for.
+  void wake(std::uint32_t slots) {
+    const auto awake = static_cast<std::uint32_t>(workers_.size()) - sleepers_.load();
+    for (std::uint32_t i = awake; i < slots; ++i) state_.notify_one();
+  }
+
+  void take_chunks() noexcept {
+    const Job job = job_;
+    try {
+      for (;;) {
+        const std::int64_t chunk = next_.fetch_add(1, std::memory_order_relaxed);
+        if (chunk >= job.chunks) return;
+        const std::int64_t begin = chunk * job.grain;
+        job.body(job.context, begin, begin + std::min(job.grain, job.count - begin));
+      }
+    } catch (...) {
+      next_.store(job.chunks, std::memory_order_relaxed);
+      if (!failed_.exchange(true, std::memory_order_relaxed)) error_ = std::current_exception();
+    }
+  }
+
+  // Lets no more workers in and waits for those who are.
+  void close() {
+    if ((state_.fetch_and(~kSlotMask) & kActiveMask) == 0) return;
+    Spinner spinner;
+    while (state_.load(std::memory_order_acquire) & kActiveMask) {
+      if (spinner.again()) continue;
+      caller_waits_.store(true);
+      if (state_.load() & kActiveMask) caller_waits_.wait(true);
+    }
+    caller_waits_.store(false, std::memory_order_relaxed);
+  }
+
+  alignas(kCacheLine) std::atomic<std::uint32_t> state_{0};
+  alignas(kCacheLine) std::atomic<std::int64_t> next_{0};
+  Job job_{};
+  std::atomic<bool> failed_{false};
+  alignas(kCacheLine) std::atomic<std::uint32_t> sleepers_{0};
+  std::atomic<bool> caller_waits_{false};
+  std::atomic<bool> stopping_{false};
+  std::exception_ptr error_;
+  const int threads_;
+  std::vector<std::thread> workers_;
+};
+
+std::atomic<int> requested{0};  // by set_num_threads; 0: none
+std::atomic<int> detected{0};   // 0: not yet
+std::atomic<bool> pool_taken{false};
+// Guarded by pool_taken. Never destroyed at exit, when workers may still be looking at it.
+Pool* pool = nullptr;
+
+// A forked child has only the thread that called fork, and may have been given other CPUs.
+void after_fork_in_child() {
+  detected.store(0);
+  pool_taken.store(false);
+  pool = nullptr;  // leaked: its workers do not exist here
+}
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+
+class PoolLease {
+ public:
+  PoolLease() : held_(!pool_taken.exchange(true, std::memory_order_acquire)) {}
+  ~PoolLease() {
+    if (held_) pool_taken.store(false, std::memory_order_release);
+  }
+  PoolLease(const PoolLease&) = delete;
+  PoolLease& operator=(const PoolLease&) = delete;
+
+  explicit operator bool() const { return held_; }
+
+  void drop_other_than(int threads) {
+    if (pool && pool->threads() != threads) delete std::exchange(pool, nullptr);
+  }
+  Pool& get(int threads) {
+    drop_other_than(threads);
+    if (!pool) pool = new Pool(threads);
+    return *pool;
+  }
+
+ private:
+  const bool held_;
+};
+
+int detect_threads() {
+  const char* variable = std::getenv("SOFTGATE_NUM_THREADS");
+  if (!variable || !*variable) return std::min(available_cpus(), kMaxThreads);
+  const std::string_view text = variable;
+  int count = 0;
+  const auto [end, error] = std::from_chars(text.begin(), text.end(), count);
+  check(error == std::errc() && end == text.end() && count >= 1 && count <= kMaxThreads,
+        "SOFTGATE_NUM_THREADS is \"", text, "\", expected an integer from 1 to ", kMaxThreads);
+  return count;
+}
+
+struct Scratch {
+  void* block = nullptr;
+  std::size_t bytes = 0;
+
+  ~Scratch() { reset(); }
+  void reset() {
+    if (block) deallocate(std::exchange(block, nullptr), std::exchange(bytes, 0));
+  }
+};
+thread_local Scratch thread_scratch;
+
+}  // namespace
+
+int num_threads() {
+  if (const int count = requested.load(std::memory_order_relaxed)) return count;
+  if (const int count = detected.load(std::memory_order_relaxed)) return count;
+  const int count = detect_threads();
+  detected.store(count, std::memory_order_relaxed);
+  return count;
+}
+
+void set_num_threads(int count) {
+  check(count >= 1 && count <= kMaxThreads, "set_num_threads: count is ", count, ", expected 1 to ",
+        kMaxThreads);
+  requested.store(count, std::memory_order_relaxed);
+  // A pool in use is replaced by the next call that takes it.
+  if (PoolLease lease; lease) lease.drop_other_than(count);
+}
+
+void parallel_run(std::int64_t count, std::int64_t grain, Body body, void* context) {
+  if (count <= 0) return;
+  grain = std::max<std::int64_t>(grain, 1);
+  const std::int64_t chunks = (count - 1) / grain + 1;
+  const int threads = num_threads();
+  if (threads > 1 && chunks > 1) {
+    if (PoolLease lease; lease) {
+      lease.get(threads).run(chunks, count, grain, body, context);
+      return;
+    }
+  }
+  for (std::int64_t begin = 0; begin < count; begin += std::min(grain, count - begin))
+    body(context, begin, begin + std::min(grain, count - begin));
+}
+
+void* scratch(std::size_t bytes) {
+  Scratch& mine = thread_scratch;
+  if (mine.bytes < bytes) {
+    mine.reset();
+    mine.block = allocate(bytes);
+    mine.bytes = bytes;
+  }
+  return mine.block;
+}
+
+}  // namespace softgate

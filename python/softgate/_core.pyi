@@ -1,0 +1,167 @@
+from collections.abc import Sequence
+from typing import Any, SupportsIndex, final
+
+import numpy.typing as npt
+
+from softgate._typing import Array
+
+@final
+class Tensor:
+    """Typed memory on a device: float32, float16, bfloat16, int8, int32, int64 or bool.
+
+    The last dimension is contiguous; outer strides are free.
+    """
+
+    def __init__(self, array: Array) -> None:
+        """Share the memory of a NumPy array, a Tensor or an object with `__dlpack__`.
+
+        Raises TypeError for another object or dtype; ValueError for a device other than the CPU, a
+        last dimension that is not contiguous, a negative stride, misaligned elements, or more than
+        8 dimensions.
+        """
+
+    @staticmethod
+    def empty(shape: SupportsIndex | Sequence[SupportsIndex], dtype: str = "float32") -> Tensor:
+        """Uninitialised and contiguous.
+
+        Raises ValueError for a negative or too large shape, TypeError for an unknown dtype,
+        MemoryError when there is no room.
+        """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In elements."""
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def numpy(self) -> npt.NDArray[Any]:
+        """An array that shares the memory. Raises TypeError for bfloat16, which NumPy lacks."""
+
+    def reshape(self, shape: SupportsIndex | Sequence[SupportsIndex]) -> Tensor:
+        """A view of another shape, in which one size may be -1.
+
+        Raises ValueError when the sizes do not fit or the strides do not allow a view.
+        """
+
+    def item(self) -> float | int | bool:
+        """The only element. Raises ValueError when there is not exactly one."""
+
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> npt.NDArray[Any]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: SupportsIndex | slice | tuple[SupportsIndex | slice, ...]) -> Tensor:
+        """A view. Raises IndexError out of range, ValueError for a slice with a step."""
+
+@final
+class PackedWeight:
+    """A weight in the layout that one ISA's `linear` reads; `softgate.ops.pack` makes it."""
+
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)`."""
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def unpack(self) -> Tensor:
+        """The weight as it was given, `[out_features, in_features]`, bit for bit.
+
+        Raises ValueError when another ISA is in use.
+        """
+
+def num_threads() -> int:
+    """Threads a kernel may use: SOFTGATE_NUM_THREADS, else the CPUs this process may use."""
+
+def set_num_threads(count: int) -> None:
+    """Raises ValueError unless `1 <= count <= 1024`."""
+
+def isa() -> str:
+    """The instruction set in use: "avx512", "avx2" or "generic"."""
+
+def isas() -> list[str]:
+    """The instruction sets this CPU runs, best first."""
+
+def set_isa(name: str) -> None:
+    """Raises ValueError unless `name` is one of `isas()`. Not for use while kernels run."""
+
+def cached_bytes() -> int:
+    """Memory kept for the next tensors."""
+
+def release_cached() -> None:
+    """Give the memory kept for the next tensors back to the system."""
+
+def pack(weight: Array) -> PackedWeight: ...
+def linear(
+    x: Array,
+    weight: PackedWeight,
+    bias: Array | None,
+    activation: str,
+    residual: Array | None,
+    out: Array | None,
+) -> Array: ...
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
+    scale: float | None,
+    causal: bool,
+    window: tuple[int, int],
+    mask: Array | None,
+    softcap: float,
+    return_lse: bool,
+    return_weights: bool,
+    out: Array | None,
+) -> Array | tuple[Array, ...]: ...
+def add_layer_norm(
+    x: Array,
+    residual: Array | None,
+    weight: Array,
+    bias: Array | None,
+    eps: float,
+    out: Array | None,
+    sum_out: Array | None,
+) -> Array: ...
+def add_rms_norm(
+    x: Array,
+    residual: Array | None,
+    weight: Array,
+    eps: float,
+    out: Array | None,
+    sum_out: Array | None,
+) -> Array: ...
+def embedding(
+    ids: list[Array],
+    tables: list[Array],
+    norm_weight: Array | None,
+    norm_bias: Array | None,
+    eps: float,
+    out: Array | None,
+) -> Array: ...
+def softmax(x: Array, out: Array | None) -> Array: ...
+def pool(x: Array, cu_seqlens: Array, mode: str, out: Array | None) -> Array: ...
+def normalize(x: Array, eps: float, out: Array | None) -> Array: ...
