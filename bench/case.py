@@ -44,7 +44,9 @@ class Case(ABC):
     # Without a float64 reference, the engine whose answer the others are held against.
     oracle: ClassVar[str] = "torch"
 
-    name: str
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
 
     @property
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -78,7 +79,7 @@ def interpolate(curve: Mapping[int, float], size: float) -> float:
     sizes = sorted(curve)
     if size <= sizes[0]:
         return curve[sizes[0]]
-    for below, above in zip(sizes, sizes[1:], strict=False):
+    for below, above in itertools.pairwise(sizes):
         if size <= above:
             share = math.log(size / below) / math.log(above / below)
             return curve[below] + share * (curve[above] - curve[below])
@@ -100,6 +101,6 @@ def build() -> Path:
 
 def probe(threads: int, *, quick: bool = False) -> Limits:
     """Measure the limits with one thread and with `threads`, in a process of its own."""
-    command = [build(), str(threads), "2" if quick else "8"]
+    command = [str(build()), str(threads), "2" if quick else "8"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return Limits.from_json(json.loads(output))
