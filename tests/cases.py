@@ -109,6 +109,7 @@ LINEAR = [
     LinearCase(16, 5000, 9, positive=True),
     LinearCase(3, 9, 2100),
     LinearCase(70, 700, 150, "gelu", True, True),
+    LinearCase(230, 770, 40, residual=True),
     # magnitudes
     LinearCase(5, 33, 19, x_size=HUGE, weight_size=1e-10),
     LinearCase(5, 33, 19, x_size=1e-10, weight_size=HUGE),
@@ -250,7 +251,17 @@ ATTENTION = [
     # windows
     *(
         AttentionCase((75,), causal=causal, window=window)
-        for window in ((0, 0), (3, 0), (0, 3), (2, 5), (16, 16), (-1, 2), (5, -1), (1000, 1000))
+        for window in (
+            (0, 0),
+            (3, 0),
+            (0, 3),
+            (2, 5),
+            (16, 16),
+            (-1, 2),
+            (-7, 5),
+            (5, -1),
+            (2**31, 2**62),
+        )
         for causal in (False, True)
     ),
     AttentionCase((700,), window=(40, 0), num_heads=1),
@@ -260,9 +271,13 @@ ATTENTION = [
         for len_q in (1, 9, 140)
         for causal in (False, True)
     ),
+    AttentionCase((90, 280), num_heads=6, num_kv_heads=2, head_dim=72, causal=True),
+    AttentionCase((1, 300, 2, 255, 256, 257, 0, 512), (3,) * 8, num_heads=1, head_dim=64),
+    AttentionCase((1,) * 100, (2,) * 100),
     AttentionCase((140,), (700,), num_heads=1, mask="bool_late"),
     AttentionCase((140,), (700,), num_heads=1, mask="minus_inf_late"),
     AttentionCase((9,), (700,), mask="bool_padding"),
+    AttentionCase((300,), (300,), num_heads=4, num_kv_heads=2, mask="bool_empty_rows"),
     # masks
     *(AttentionCase((21, 6), (38, 40), mask=mask) for mask in MASKS),
     *(AttentionCase((38, 5), mask=mask, causal=True, window=(20, -1)) for mask in MASKS),
@@ -465,9 +480,13 @@ class PoolCase(Case):
     layout: str = "contiguous"
     size: float = 1.0
     mean: float = 0.0
+    nan: bool = False  # in some tokens
 
     def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
-        x = self.random().standard_normal((sum(self.lengths), self.hidden)) * self.size + self.mean
+        random = self.random()
+        x = random.standard_normal((sum(self.lengths), self.hidden)) * self.size + self.mean
+        if self.nan:
+            x[random.random(x.shape) < 0.1] = np.nan
         return {
             "x": place(x.astype(dtype), self.layout),
             "cu_seqlens": offsets(self.lengths),
@@ -487,7 +506,8 @@ POOL = [
     *(PoolCase((4, 0, 9), 13, mode, layout) for mode in POOLINGS for layout in LAYOUTS),
     *(PoolCase((4, 9), 13, mode, size=size) for mode in POOLINGS for size in (HUGE, TINY)),
     *(PoolCase((4, 9), 13, "max", mean=mean) for mean in (-50.0, 50.0)),
-    PoolCase((2, 30), 768),
+    *(PoolCase((2, 30), hidden, mode) for hidden in (129, 257, 768) for mode in POOLINGS),
+    *(PoolCase((4, 9), 37, mode, nan=True) for mode in POOLINGS),
 ]
 
 
@@ -510,6 +530,7 @@ NORMALIZE = [
     *(NormalizeCase(rows, 33) for rows in (0, 1, 2, 4, 8, 100, 1000)),
     *(NormalizeCase(rows, 16) for rows in ((2, 3), (2, 0), ())),
     *(NormalizeCase(5, hidden, layout) for hidden in (7, 33) for layout in LAYOUTS),
-    *(NormalizeCase(4, 33, size=size) for size in (0.0, 1e15, 1e-10, TINY, DENORMAL)),
+    *(NormalizeCase(4, 33, size=size) for size in (0.0, HUGE, 1e-10, TINY, DENORMAL)),
+    *(NormalizeCase(4, 33, size=size, eps=0.0) for size in (HUGE, TINY, DENORMAL)),
     *(NormalizeCase(4, 33, size=size, eps=0.5) for size in (1e-3, 1e-1, 1.0)),
 ]

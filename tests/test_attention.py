@@ -107,6 +107,17 @@ def test_nan_query_stays_in_its_row():
     assert_same_bits(actual, expected)
 
 
+@pytest.mark.parametrize("key", [0, 30, 150, 199])
+def test_nan_key_reaches_the_queries_that_see_it(key):
+    a = AttentionCase((200,), causal=True).arguments()
+    expected = ops.attention(**a)
+    a["k"][key, 1, 3] = np.nan
+    actual = ops.attention(**a)
+    assert np.isnan(actual[key:, 1]).all()
+    actual[key:, 1] = expected[key:, 1]
+    assert_same_bits(actual, expected)
+
+
 @pytest.mark.parametrize("mask", ["bool_none", "bool_empty_rows", "minus_inf_empty_rows"])
 def test_query_without_keys_gives_exact_zeros(mask):
     a = AttentionCase((40,), (70,), mask=mask).arguments()
@@ -185,7 +196,7 @@ def test_tensors_in_tensor_out():
 @pytest.mark.parametrize("argument", ["q", "k", "v", "out"])
 def test_spoiled_argument(argument, spoiled):
     error, spoil = SPOILED[spoiled]
-    a = SMALL.arguments() | {"out": np.empty((8, 4, 8), np.float32)}
+    a = SMALL.arguments() | {"out": np.zeros((8, 4, 8), np.float32)}
     a[argument] = spoil(a[argument])
     with pytest.raises(error, match=rf"^attention: {argument}\b"):
         ops.attention(**a)
@@ -205,7 +216,7 @@ def test_spoiled_argument(argument, spoiled):
         pytest.param(lambda starts: starts - [1, 0, 0], ValueError, id="negative"),
         pytest.param(lambda starts: starts * [0, 9, 1], ValueError, id="falls"),
         pytest.param(lambda starts: starts - [0, 0, 1], ValueError, id="ends_early"),
-        pytest.param(lambda starts: starts + [0, 0, 1], ValueError, id="ends_late"),
+        pytest.param(lambda starts: starts - [0, 0, -1], ValueError, id="ends_late"),
     ],
 )
 def test_spoiled_offsets(argument, spoil, error):

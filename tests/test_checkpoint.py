@@ -305,7 +305,7 @@ def test_missing_shard(sharded: Path) -> None:
 
 def test_lying_weight_map(sharded: Path) -> None:
     write_index(sharded, {"matrix": "model-1.safetensors"})
-    with pytest.raises(CheckpointError, match="'matrix' is not in 'model-1.safetensors'"):
+    with pytest.raises(CheckpointError, match=r"'matrix' is not in 'model-1.safetensors'"):
         open_checkpoint(sharded)
 
 

@@ -70,17 +70,22 @@ def test_tensors_in_tensor_out():
     assert_same_bits(actual.numpy(), ops.embedding(**a))
 
 
-@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize(("dtype", "bits"), [("int32", (31,)), ("int64", (31, 32, 40, 63))])
 @pytest.mark.parametrize("table", [0, 1])
-@pytest.mark.parametrize("bad", [-1, -(2**31), "rows", 2**31 - 1, 2**31 + 1, 2**40])
-def test_id_outside_its_table(bad, table, dtype):
+def test_id_outside_its_table(table, dtype, bits):
     a = SMALL.arguments()
-    value = len(a["tables"][table]) if bad == "rows" else bad
-    if value > np.iinfo(dtype).max:
-        pytest.skip("no such int32")
-    a["ids"][table] = a["ids"][table].astype(dtype)
-    a["ids"][table][3] = value
-    with pytest.raises(ValueError, match=rf"^embedding: ids\b.*{value}"):
+    ids = a["ids"][table] = a["ids"][table].astype(dtype)
+    extremes = [value for n in bits for value in (-(2**n), 2**n - 1)]
+    for bad in (-1, len(a["tables"][table]), *extremes):
+        ids[3] = bad
+        with pytest.raises(ValueError, match=rf"^embedding: ids\b.*{bad}"):
+            ops.embedding(**a)
+
+
+def test_id_that_wraps_to_a_valid_one():
+    a = SMALL.arguments()
+    a["ids"][0] = a["ids"][0].astype("int64") + 2**32
+    with pytest.raises(ValueError, match=r"^embedding: ids\b"):
         ops.embedding(**a)
 
 
@@ -140,6 +145,12 @@ def test_norm_bias_without_weight_is_refused():
     a = SMALL.arguments() | {"norm_weight": None}
     with pytest.raises(ValueError, match=r"^embedding: norm_bias\b"):
         ops.embedding(**a)
+
+
+@pytest.mark.parametrize("eps", [-1e-6, float("nan")])
+def test_bad_eps(eps):
+    with pytest.raises(ValueError, match=r"^embedding: eps\b"):
+        ops.embedding(**(SMALL.arguments() | {"eps": eps}))
 
 
 def test_read_only_out_is_refused():

@@ -87,6 +87,12 @@ def test_scalar_is_refused():
         ops.normalize(np.zeros((), np.float32))
 
 
+@pytest.mark.parametrize("eps", [-1e-6, float("nan")])
+def test_bad_eps(eps):
+    with pytest.raises(ValueError, match=r"^normalize: eps\b"):
+        ops.normalize(np.zeros((4, 5), np.float32), eps=eps)
+
+
 def test_read_only_out_is_refused():
     x = np.zeros((4, 5), np.float32)
     with pytest.raises(ValueError, match=r"^normalize: out is read-only"):

@@ -69,7 +69,7 @@ def assert_same_bits(actual, expected) -> None:
     )
 
 
-def linear_scale(x, weight, bias=None, *, residual=None):
+def linear_scale(x, weight, bias=None, residual=None):
     """No activation grows an error by more than 1.13, which `fixed` covers."""
     scale = np.abs(x).astype(np.float64) @ np.abs(weight).astype(np.float64).T
     if bias is not None:

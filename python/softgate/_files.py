@@ -25,7 +25,7 @@ def atomic_write(*paths: Path) -> Iterator[list[BinaryIO]]:
     asides = [_aside(target) for target in targets]
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context(aside.open("xb")) for aside in asides]
+            files: list[BinaryIO] = [stack.enter_context(aside.open("xb")) for aside in asides]
             yield files
             for file in files:
                 file.flush()

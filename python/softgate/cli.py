@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 import numpy as np
+
 import softgate
 from softgate._files import atomic_write
 
 if TYPE_CHECKING:
     from softgate.models.bert import Bert
+    from softgate.text import Encoding
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -150,7 +152,7 @@ def _describe(spec: str, model: Bert) -> list[tuple[str, str]]:
     config = model.config
     return [
         ("model", spec),
-        ("family", config.model_type),
+        ("family", type(model).__name__.lower()),
         ("layers", str(config.num_hidden_layers)),
         ("hidden", str(config.hidden_size)),
         ("heads", str(config.num_attention_heads)),
@@ -174,7 +176,12 @@ class Embedder:
         truncate: bool,
         batch_tokens: int,
     ) -> None:
+        if model.tokenizer is None:
+            raise ValueError("the model has no tokenizer.json")
+        if max_length is not None and max_length > model.max_length:
+            raise ValueError(f"--max-length is {max_length}, expected at most {model.max_length}")
         self.model = model
+        self.tokenizer = model.tokenizer
         self.normalize = normalize
         self.max_length = model.max_length if max_length is None else max_length
         self.truncate = truncate
@@ -186,37 +193,28 @@ class Embedder:
 
         Batches are packed: texts of unlike length share one without waste, so none is reordered.
         """
-        batch: list[str] = []
+        batch: list[Encoding] = []
         tokens = 0
-        for text, length in self._measured(texts):
-            if batch and tokens + length > self.batch_tokens:
-                yield self._encode(batch)
+        for encoding in self._encodings(texts):
+            if batch and tokens + len(encoding.ids) > self.batch_tokens:
+                yield self.model.encode_batch(batch, normalize=self.normalize)
                 batch, tokens = [], 0
-            batch.append(text)
-            tokens += length
+            batch.append(encoding)
+            tokens += len(encoding.ids)
         if batch:
-            yield self._encode(batch)
+            yield self.model.encode_batch(batch, normalize=self.normalize)
 
-    def _measured(self, texts: Sequence[str]) -> Iterator[tuple[str, int]]:
-        """Each text with its number of tokens."""
+    def _encodings(self, texts: Sequence[str]) -> Iterator[Encoding]:
         index = 0
-        for ahead in _pieces(texts):
-            for encoding in self.model.tokenizer.encode(ahead, max_length=self.max_length):
+        for piece in _pieces(texts):
+            for encoding in self.tokenizer.encode(piece, max_length=self.max_length):
+                index += 1
                 if encoding.truncated and not self.truncate:
                     raise ValueError(
-                        f"text {index + 1} of {len(texts)} has more than {self.max_length} tokens"
+                        f"text {index} of {len(texts)} has more than {self.max_length} tokens"
                     )
                 self.truncated += encoding.truncated
-                yield texts[index], len(encoding.ids)
-                index += 1
-
-    def _encode(self, batch: list[str]) -> Array:
-        return self.model.encode(
-            batch,
-            normalize=self.normalize,
-            max_length=self.max_length,
-            batch_tokens=self.batch_tokens,
-        )
+                yield encoding
 
 
 def _pieces(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -237,14 +235,15 @@ def read_lines(source: BinaryIO) -> list[str]:
 
     Raises ValueError when there is none, and for bytes that are not UTF-8.
     """
+    name = getattr(source, "name", "input")
     content = source.read()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{source.name}: line {line} is not UTF-8: {error.reason}") from None
+        raise ValueError(f"{name}: line {line} is not UTF-8: {error.reason}") from None
     if not text:
-        raise ValueError(f"{source.name} is empty")
+        raise ValueError(f"{name} is empty")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
@@ -324,8 +323,9 @@ def _write_embeddings(
 
 def _print_embeddings(texts: Sequence[str], embeddings: Array) -> None:
     if len(texts) == 1:
-        values = " ".join(f"{value:.4f}" for value in embeddings[0, :8])
-        click.echo(f"{embeddings.shape[1]} dimensions: {values} ...")
+        values = [f"{value:.4f}" for value in embeddings[0, :8]]
+        rest = ["..."] if embeddings.shape[1] > len(values) else []
+        click.echo(f"{embeddings.shape[1]} dimensions: {' '.join(values + rest)}")
         return
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     unit = embeddings / np.maximum(norms, np.finfo(np.float32).tiny)

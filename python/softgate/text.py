@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softgate.checkpoint.errors import CheckpointError
@@ -40,8 +41,7 @@ class Tokenizer:
         """Read a tokenizer.json; CheckpointError when it is not one."""
         import tokenizers
 
-        with open(path, "rb") as file:  # noqa: PTH123
-            content = file.read()
+        content = Path(path).read_bytes()
         try:
             return cls(tokenizers.Tokenizer.from_buffer(content))
         except Exception as error:  # the library raises no narrower type
@@ -49,7 +49,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest number of ids, added tokens among them."""
+        """How many ids there are, those of added tokens among them."""
         return int(self._tokenizer.get_vocab_size())
 
     def encode(
@@ -71,19 +71,23 @@ class Tokenizer:
         check_texts(texts)
         encodings: list[Encoding] = []
         for index, full in enumerate(self._tokenizer.encode_batch_fast(list(texts))):
-            if len(full.ids) <= max_length:
+            if len(full) <= max_length:
                 encodings.append(Encoding(full.ids, full.type_ids, truncated=False))
             elif truncate:
                 encodings.append(self._truncated(texts[index], max_length))
             else:
                 raise ValueError(
-                    f"texts[{index}] has {len(full.ids)} tokens, expected at most {max_length}"
+                    f"texts[{index}] has {len(full)} tokens, expected at most {max_length}"
                 )
         return encodings
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; an id outside the vocabulary has none."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that reads back as this tokenizer."""
+        return str(self._tokenizer.to_str())
 
     def _truncated(self, text: str, max_length: int) -> Encoding:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
 from softgate.checkpoint.errors import CheckpointError, quote
 from softgate.checkpoint.folder import member, read_object
 

@@ -320,18 +320,21 @@ class Bert(nn.Module):
             )
         vectors = np.empty((len(encodings), self.config.hidden_size), dtype=np.float32)
         for start, stop in _batches([len(encoding.ids) for encoding in encodings], batch_tokens):
-            vectors[start:stop] = self._encode_batch(encodings[start:stop])
-        if self.sentence_pooling.normalize if normalize is None else normalize:
-            ops.normalize(vectors, out=vectors)
+            vectors[start:stop] = self.encode_batch(encodings[start:stop], normalize=normalize)
         return vectors
 
-    def _encode_batch(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def encode_batch(
+        self, encodings: Sequence[Encoding], *, normalize: bool | None = None
+    ) -> FloatArray:
+        """What `encode` gives, of texts already tokenized, in one batch."""
         output = self.forward(
             [encoding.ids for encoding in encodings],
             token_type_ids=[encoding.type_ids for encoding in encodings],
         )
-        pooled: FloatArray = ops.pool(output.last_hidden_state, output.cu_seqlens, self.pooling)
-        return pooled
+        vectors: FloatArray = ops.pool(output.last_hidden_state, output.cu_seqlens, self.pooling)
+        if self.sentence_pooling.normalize if normalize is None else normalize:
+            ops.normalize(vectors, out=vectors)
+        return vectors
 
     def _pool_first(self, x: Tensor, cu_seqlens: Tensor) -> FloatArray | None:
         if self.pooler is None:

@@ -1,0 +1,449 @@
+// attention in tiles. A task is a chunk of the rows of one key-value head. Blocks of keys and
+// values are packed in panels as they come, so that both products run on the register tile
+// (tile.h); the softmax is online: the accumulated output shrinks when a row's maximum grows.
+#include "ops/attention.h"
+
+#include "cpu/rows.h"
+#include "cpu/simd_math.h"
+#include "cpu/tile.h"
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+void attention(const AttentionArgs& args);
+
+namespace {
+
+constexpr float kInf = __builtin_inff();
+
+// Fixed, so that a query's result depends on its own sequence alone.
+constexpr std::int64_t kBlockKeys = 128;
+constexpr std::int64_t kBlockElements = 8192;   // of a packed block of keys, for large heads
+constexpr std::int64_t kChunkElements = 16384;  // of a chunk's accumulators
+constexpr std::int64_t kGroupStrips = 4;
+static_assert(kTileRows <= kLanes);
+
+SG_INLINE std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
+  return min_int(max_int(x, low), high);
+}
+SG_INLINE std::int64_t round_up(std::int64_t x, std::int64_t multiple) {
+  return ceil_div(x, multiple) * multiple;
+}
+
+struct Range {
+  std::int64_t begin, end;
+};
+
+// The rows of one register tile and the keys that at least one of them keeps.
+struct Strip {
+  std::int64_t row;  // within the chunk
+  int rows;
+  Range keys;
+};
+
+struct Sizes {
+  std::int64_t group;  // query heads that read one key-value head
+  std::int64_t chunk_rows, block_keys;
+  std::int64_t padded_dim;  // a multiple of kPanel
+
+  explicit Sizes(const AttentionArgs& args)
+      : group(args.num_heads / args.num_kv_heads),
+        chunk_rows(clamp(kChunkElements / args.head_dim, 64, 256)),
+        block_keys(clamp(kBlockElements / args.head_dim / kPanel * kPanel, 64, kBlockKeys)),
+        padded_dim(round_up(args.head_dim, kPanel)) {}
+};
+
+// A row is a query of one of the heads that share the key-value head; heads run fastest.
+class Chunk {
+ public:
+  Chunk(const AttentionArgs& args, const Sizes& sizes, std::int64_t sequence, std::int64_t kv_head,
+        std::int64_t chunk)
+      : args_(args), sizes_(sizes), sequence_(sequence), kv_head_(kv_head) {
+    first_query_ = args.cu_seqlens_q[sequence];
+    first_key_ = args.cu_seqlens_k[sequence];
+    len_q_ = args.cu_seqlens_q[sequence + 1] - first_query_;
+    len_k_ = args.cu_seqlens_k[sequence + 1] - first_key_;
+    first_row_ = chunk * sizes.chunk_rows;
+    rows_ = min_int(len_q_ * sizes.group - first_row_, sizes.chunk_rows);
+  }
+
+  void run() {
+    if (rows_ <= 0) return;
+    take_scratch();
+    make_strips();
+    load_queries();
+    for_each_block([&](Range block) {
+      load_keys(block);
+      load_values(block);
+      for_each_group([&](const Strip* strips, int count) { attend(strips, count, block); });
+    });
+    for (std::int64_t row = 0; row < rows_; ++row) write_out(row);
+    if (!args_.weights) return;
+    for_each_block([&](Range block) {
+      load_keys(block);
+      for_each_group([&](const Strip* strips, int count) { write_weights(strips, count, block); });
+    });
+  }
+
+ private:
+  std::int64_t query_of(std::int64_t row) const { return (first_row_ + row) / sizes_.group; }
+  std::int64_t head_of(std::int64_t row) const {
+    return kv_head_ * sizes_.group + (first_row_ + row) % sizes_.group;
+  }
+
+  // Keys that the causal bound and the window leave to a query.
+  Range keys_of(std::int64_t query) const {
+    const std::int64_t position = query + len_k_ - len_q_;
+    const std::int64_t begin =
+        args_.window_left < 0 ? 0 : clamp(position - args_.window_left, 0, len_k_);
+    const std::int64_t end =
+        args_.window_right < 0 ? len_k_ : clamp(position + args_.window_right + 1, begin, len_k_);
+    return {begin, end};
+  }
+
+  void take_scratch() {
+    const std::int64_t rows = round_up(rows_, kLanes);
+    strip_count_ = ceil_div(rows_, kTileRows);
+    const std::int64_t counts[] = {
+        rows * args_.head_dim,                  // queries
+        rows * sizes_.padded_dim,               // accumulators
+        sizes_.block_keys * args_.head_dim,     // keys
+        sizes_.block_keys * sizes_.padded_dim,  // values
+        kGroupStrips * kTileRows * kBlockKeys,  // scores
+        rows,                                   // maxima
+        rows,                                   // sums
+        rows,                                   // rescale
+    };
+    float** const places[] = {&queries_, &accumulators_, &keys_, &values_,
+                              &scores_,  &maxima_,       &sums_, &rescale_};
+    std::int64_t floats = 0;
+    for (const std::int64_t count : counts) floats += round_up(count, kLineFloats);
+    auto* block =
+        static_cast<char*>(scratch(static_cast<std::size_t>(floats) * sizeof(float) +
+                                   static_cast<std::size_t>(strip_count_) * sizeof(Strip)));
+    for (int i = 0; i < 8; ++i) {
+      *places[i] = reinterpret_cast<float*>(block);
+      block += round_up(counts[i], kLineFloats) * kFloat;
+    }
+    strips_ = reinterpret_cast<Strip*>(block);
+  }
+
+  void make_strips() {
+    for (std::int64_t i = 0; i < strip_count_; ++i) {
+      const std::int64_t begin = rows_ * i / strip_count_;
+      const std::int64_t end = rows_ * (i + 1) / strip_count_;
+      strips_[i] = {begin,
+                    static_cast<int>(end - begin),
+                    {keys_of(query_of(begin)).begin, keys_of(query_of(end - 1)).end}};
+    }
+    for (std::int64_t row = 0; row < rows_; ++row) {
+      maxima_[row] = -kInf;
+      sums_[row] = 0.0f;
+    }
+  }
+
+  template <class Body>
+  void for_each_block(Body body) const {
+    const std::int64_t last = strips_[strip_count_ - 1].keys.end;
+    std::int64_t key = strips_[0].keys.begin / sizes_.block_keys * sizes_.block_keys;
+    for (; key < last; key += sizes_.block_keys)
+      body(Range{key, min_int(key + sizes_.block_keys, len_k_)});
+  }
+
+  template <class Body>
+  void for_each_group(Body body) const {
+    for (std::int64_t i = 0; i < strip_count_; i += kGroupStrips)
+      body(strips_ + i, static_cast<int>(min_int(kGroupStrips, strip_count_ - i)));
+  }
+
+  void load_queries() {
+    const vf scale = set1(args_.softcap > 0.0f ? args_.scale / args_.softcap : args_.scale);
+    for (std::int64_t row = 0; row < rows_; ++row) {
+      const float* from = args_.q + (first_query_ + query_of(row)) * args_.q_stride +
+                          head_of(row) * args_.q_head_stride;
+      float* to = queries_ + row * args_.head_dim;
+      for_each_vector(args_.head_dim, [=](std::int64_t d, auto lanes) {
+        store(to + d, mul(load(from + d, lanes), scale), lanes);
+      });
+    }
+  }
+
+  // Panels [head_dim, kPanel] of kPanel keys each, the last filled up with zeros.
+  void load_keys(Range block) {
+    const std::int64_t count = block.end - block.begin;
+    const float* k =
+        args_.k + (first_key_ + block.begin) * args_.k_stride + kv_head_ * args_.k_head_stride;
+    for (std::int64_t j = 0; j < round_up(count, kPanel); j += kLanes) {
+      float* panel = keys_ + j / kPanel * kPanel * args_.head_dim + j % kPanel;
+      const std::int64_t left = count - j;
+      for_each_vector(args_.head_dim, [=, this](std::int64_t d, auto lanes) {
+        vf square[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i)
+          square[i] = i < left ? load(k + (j + i) * args_.k_stride + d, lanes) : zero();
+        transpose(square);
+        const std::int64_t depth = min_int(kLanes, args_.head_dim - d);
+        for (int i = 0; i < depth; ++i) store(panel + (d + i) * kPanel, square[i]);
+      });
+    }
+  }
+
+  // Panels [keys, kPanel] of kPanel columns each, the last filled up with zeros.
+  void load_values(Range block) {
+    const std::int64_t count = block.end - block.begin;
+    const float* v =
+        args_.v + (first_key_ + block.begin) * args_.v_stride + kv_head_ * args_.v_head_stride;
+    for (std::int64_t j = 0; j < count; ++j) {
+      for (std::int64_t d = 0; d < sizes_.padded_dim; d += kLanes) {
+        const vf x = load_n(v + j * args_.v_stride + d,
+                            static_cast<int>(clamp(args_.head_dim - d, 0, kLanes)));
+        store(values_ + d / kPanel * kPanel * sizes_.block_keys + j * kPanel + d % kPanel, x);
+      }
+    }
+  }
+
+  // Columns of the block to compute for a strip: from a panel's edge to the last key kept.
+  Range columns_of(const Strip& strip, Range block) const {
+    const Range keys{max_int(strip.keys.begin, block.begin), min_int(strip.keys.end, block.end)};
+    if (keys.begin >= keys.end) return {0, 0};
+    if (args_.bool_mask && strip.keys.begin < block.begin && !mask_keeps_any(strip, keys))
+      return {0, 0};
+    return {(keys.begin - block.begin) / kPanel * kPanel, keys.end - block.begin};
+  }
+
+  std::int64_t mask_offset(std::int64_t row) const {
+    return sequence_ * args_.mask_batch_stride + head_of(row) * args_.mask_head_stride +
+           query_of(row) * args_.mask_row_stride;
+  }
+
+  bool mask_keeps_any(const Strip& strip, Range keys) const {
+    for (int r = 0; r < strip.rows; ++r) {
+      const std::uint8_t* mask = args_.bool_mask + mask_offset(strip.row + r);
+      for (std::int64_t key = keys.begin; key < keys.end; ++key)
+        if (mask[key]) return true;
+    }
+    return false;
+  }
+
+  float* scores_of(const Strip* strips, std::int64_t row) const {
+    return scores_ + (row - strips->row) * kBlockKeys;
+  }
+
+  void score(const Strip* strips, int count, const Range* columns, Range block) {
+    for (std::int64_t j = 0; j < block.end - block.begin; j += kPanel) {
+      for (int i = 0; i < count; ++i) {
+        if (j < columns[i].begin || j >= columns[i].end) continue;
+        const float* q = queries_ + strips[i].row * args_.head_dim;
+        float* to = scores_of(strips, strips[i].row) + j;
+        with_rows(strips[i].rows, [&](auto tile) {
+          Prefetch none{nullptr, 0};
+          clear(tile);
+          multiply(tile, q, args_.head_dim, keys_ + j * args_.head_dim, args_.head_dim, none);
+          store(tile, to, kBlockKeys);
+        });
+      }
+    }
+    for (int i = 0; i < count; ++i) {
+      if (columns[i].begin == columns[i].end) continue;
+      for (int r = 0; r < strips[i].rows; ++r) {
+        const std::int64_t row = strips[i].row + r;
+        mask(scores_of(strips, row), row, columns[i], block);
+      }
+    }
+  }
+
+  // Soft cap and masks of one row.
+  void mask(float* s, std::int64_t row, Range columns, Range block) const {
+    const std::int64_t end = round_up(columns.end, kPanel);
+    if (args_.softcap > 0.0f) {
+      for (std::int64_t j = columns.begin; j < end; j += kLanes)
+        store(s + j, mul(tanh(load(s + j)), set1(args_.softcap)));
+    }
+    const std::int64_t count = block.end - block.begin;
+    if (args_.bool_mask) {
+      const std::uint8_t* keep = args_.bool_mask + mask_offset(row) + block.begin;
+      for (std::int64_t j = columns.begin; j < end; j += kLanes) {
+        const int n = static_cast<int>(clamp(count - j, 0, kLanes));
+        store(s + j, select(nonzero_bytes(keep + j, n), load(s + j), set1(-kInf)));
+      }
+    } else if (args_.add_mask) {
+      const float* bias = args_.add_mask + mask_offset(row) + block.begin;
+      for (std::int64_t j = columns.begin; j < end; j += kLanes) {
+        const int n = static_cast<int>(clamp(count - j, 0, kLanes));
+        store(s + j, add(load(s + j), load_n(bias + j, n)));
+      }
+    }
+    const Range keys = keys_of(query_of(row));
+    const std::int64_t from = keys.begin - block.begin, to = keys.end - block.begin;
+    if (from <= columns.begin && to >= end) return;
+    const vf first = set1(static_cast<float>(max_int(from, 0)));
+    const vf last = set1(static_cast<float>(clamp(to, 0, end)));
+    for (std::int64_t j = columns.begin; j < end; j += kLanes) {
+      const vf index = add(iota(), set1(static_cast<float>(j)));
+      const vf kept = select(less(index, first), set1(-kInf), load(s + j));
+      store(s + j, select(less(index, last), kept, set1(-kInf)));
+    }
+  }
+
+  // What to subtract from a row's scores: nothing while all of them are -inf.
+  static vf shift_of(vf maxima) { return select(less(set1(-kInf), maxima), maxima, zero()); }
+
+  // Scores become weights relative to the row's maximum so far.
+  void exponentiate(const Strip& strip, float* s, Range columns) {
+    const std::int64_t end = round_up(columns.end, kPanel);
+    alignas(64) float fresh[kLanes] = {};
+    for (int r = 0; r < strip.rows; ++r) {
+      vf m = set1(-kInf);
+      for (std::int64_t j = columns.begin; j < end; j += kLanes)
+        m = max(m, load(s + r * kBlockKeys + j));
+      fresh[r] = hmax(m);
+    }
+    const vf before = load_n(maxima_ + strip.row, strip.rows);
+    const vf maxima = max(before, load(fresh));
+    const vf shift = shift_of(maxima);
+    const vf rescale = exp_nonpositive(sub(before, shift));
+    store_n(maxima_ + strip.row, maxima, strip.rows);
+    store_n(rescale_ + strip.row, rescale, strip.rows);
+    store(fresh, shift);
+    for (int r = 0; r < strip.rows; ++r) {
+      const vf row_shift = set1(fresh[r]);
+      vf total = zero();
+      for (std::int64_t j = columns.begin; j < end; j += kLanes) {
+        const vf e = exp_nonpositive(sub(load(s + r * kBlockKeys + j), row_shift));
+        store(s + r * kBlockKeys + j, e);
+        total = add(total, e);
+      }
+      fresh[r] = sum(total);
+    }
+    const vf sums = fma(load_n(sums_ + strip.row, strip.rows), rescale, load(fresh));
+    store_n(sums_ + strip.row, sums, strip.rows);
+  }
+
+  void attend(const Strip* strips, int count, Range block) {
+    Range columns[kGroupStrips];
+    for (int i = 0; i < count; ++i) columns[i] = columns_of(strips[i], block);
+    score(strips, count, columns, block);
+    for (int i = 0; i < count; ++i)
+      if (columns[i].begin < columns[i].end)
+        exponentiate(strips[i], scores_of(strips, strips[i].row), columns[i]);
+
+    for (std::int64_t d = 0; d < sizes_.padded_dim; d += kPanel) {
+      const float* panel = values_ + d * sizes_.block_keys;
+      for (int i = 0; i < count; ++i) {
+        const Range range = columns[i];
+        if (range.begin == range.end) continue;
+        const std::int64_t row = strips[i].row;
+        const bool first = strips[i].keys.begin >= block.begin;
+        float* sums = accumulators_ + row * sizes_.padded_dim + d;
+        with_rows(strips[i].rows, [&](auto tile) {
+          Prefetch none{nullptr, 0};
+          if (first)
+            clear(tile);
+          else
+            load_scaled(tile, sums, sizes_.padded_dim, rescale_ + row);
+          multiply(tile, scores_of(strips, row) + range.begin, kBlockKeys,
+                   panel + range.begin * kPanel, range.end - range.begin, none);
+          store(tile, sums, sizes_.padded_dim);
+        });
+      }
+    }
+  }
+
+  void write_out(std::int64_t row) const {
+    const std::int64_t token = first_query_ + query_of(row);
+    float* out = args_.out + token * args_.out_stride + head_of(row) * args_.out_head_stride;
+    const float total = sums_[row];
+    const float* from = accumulators_ + row * sizes_.padded_dim;
+    const vf scale = set1(1.0f / total);
+    for_each_vector(args_.head_dim, [=](std::int64_t d, auto lanes) {
+      store(out + d, total == 0.0f ? zero() : mul(load(from + d, lanes), scale), lanes);
+    });
+    if (args_.lse)
+      args_.lse[head_of(row) * args_.lse_stride + token] = maxima_[row] + __builtin_logf(total);
+  }
+
+  void write_weights(const Strip* strips, int count, Range block) {
+    Range columns[kGroupStrips];
+    for (int i = 0; i < count; ++i) columns[i] = columns_of(strips[i], block);
+    score(strips, count, columns, block);
+    for (int i = 0; i < count; ++i) {
+      for (int r = 0; r < strips[i].rows; ++r) {
+        const std::int64_t row = strips[i].row + r;
+        const float* s = scores_of(strips, row);
+        float* to = args_.weights +
+                    ((sequence_ * args_.num_heads + head_of(row)) * args_.max_q + query_of(row)) *
+                        args_.max_k +
+                    block.begin;
+        const vf shift = shift_of(set1(maxima_[row]));
+        const vf scale = set1(sums_[row] == 0.0f ? 0.0f : 1.0f / sums_[row]);
+        for (std::int64_t j = columns[i].begin; j < columns[i].end; j += kLanes) {
+          const vf e = exp_nonpositive(sub(load(s + j), shift));
+          store_n(to + j, mul(e, scale), static_cast<int>(min_int(kLanes, columns[i].end - j)));
+        }
+      }
+    }
+  }
+
+  const AttentionArgs& args_;
+  const Sizes& sizes_;
+  std::int64_t sequence_, kv_head_;
+  std::int64_t first_query_, first_key_, len_q_, len_k_;
+  std::int64_t first_row_, rows_;
+  std::int64_t strip_count_ = 0;
+  Strip* strips_ = nullptr;
+  float *queries_ = nullptr, *accumulators_ = nullptr;  // [rows, head_dim], [rows, padded_dim]
+  float *keys_ = nullptr, *values_ = nullptr;           // panels of one block
+  float* scores_ = nullptr;                             // [rows of a group, kBlockKeys]
+  float *maxima_ = nullptr, *sums_ = nullptr, *rescale_ = nullptr;  // [rows]
+};
+
+// A sequence has ceil(rows / chunk_rows) chunks. Its slots begin at its first row / chunk_rows +
+// sequence, which leaves room for them without a list of offsets, and at most one slot unused.
+class Slots {
+ public:
+  Slots(const AttentionArgs& args, const Sizes& sizes) : args_(args), sizes_(sizes) {}
+
+  std::int64_t begin(std::int64_t sequence) const {
+    return args_.cu_seqlens_q[sequence] * sizes_.group / sizes_.chunk_rows + sequence;
+  }
+  std::int64_t count() const { return begin(args_.batch); }
+
+  std::int64_t sequence_of(std::int64_t slot) const {
+    std::int64_t low = 0, high = args_.batch;
+    while (high - low > 1) {
+      const std::int64_t middle = (low + high) / 2;
+      (begin(middle) <= slot ? low : high) = middle;
+    }
+    return low;
+  }
+
+ private:
+  const AttentionArgs& args_;
+  const Sizes& sizes_;
+};
+
+void clear_weights(const AttentionArgs& args) {
+  const std::int64_t floats = args.max_q * args.max_k;
+  parallel_for(args.batch * args.num_heads, 1, [&](std::int64_t begin, std::int64_t end) {
+    __builtin_memset(args.weights + begin * floats, 0,
+                     static_cast<std::size_t>((end - begin) * floats * kFloat));
+  });
+}
+
+}  // namespace
+
+void attention(const AttentionArgs& args) {
+  if (args.weights) clear_weights(args);
+  const Sizes sizes(args);
+  const Slots slots(args, sizes);
+  const std::int64_t tasks = slots.count() * args.num_kv_heads;
+  parallel_for(tasks, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t task = begin; task < end; ++task) {
+      // Backwards: under a causal mask the last chunks of a sequence are the longest.
+      const std::int64_t slot = slots.count() - 1 - task / args.num_kv_heads;
+      const std::int64_t sequence = slots.sequence_of(slot);
+      Chunk(args, sizes, sequence, task % args.num_kv_heads, slot - slots.begin(sequence)).run();
+    }
+  });
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA
