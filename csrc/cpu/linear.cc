@@ -51,11 +51,11 @@ Finish finish_for(Activation activation) {
 }
 
 struct Blocking {
-  std::int64_t row_tiles;    // of at most kTileRows rows
-  std::int64_t row_blocks;   // of row tiles
-  std::int64_t panels;       // of kPanel columns
+  std::int64_t row_tiles;   // of at most kTileRows rows
+  std::int64_t row_blocks;  // of row tiles
+  std::int64_t panels;      // of kPanel columns
   std::int64_t panel_groups;
-  std::int64_t slices;       // of the depth
+  std::int64_t slices;  // of the depth
 };
 
 void run_task(const LinearArgs& args, const Blocking& blocking, Finish finish, std::int64_t task) {
@@ -84,9 +84,16 @@ void run_task(const LinearArgs& args, const Blocking& blocking, Finish finish, s
       for (std::int64_t t = tile_begin; t < tile_end; ++t) {
         const std::int64_t row = part_begin(args.rows, blocking.row_tiles, t);
         const std::int64_t next_row = part_begin(args.rows, blocking.row_tiles, t + 1);
-        multiply_rows(next_row - row, sums + (row - first_row) * kPanel, s > 0,
-                      args.x + row * args.x_stride + k, args.x_stride, panel + k * kPanel, depth,
-                      ahead);
+        with_rows(next_row - row, [&](auto tile) {
+          float* c = sums + (row - first_row) * kPanel;
+          if (s == 0)
+            clear(tile);
+          else
+            load(tile, c, kPanel);
+          multiply(tile, args.x + row * args.x_stride + k, args.x_stride, panel + k * kPanel, depth,
+                   ahead);
+          store(tile, c, kPanel);
+        });
       }
     }
     finish(args, sums, first_row, rows, p * kPanel);
