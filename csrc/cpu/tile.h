@@ -87,28 +87,13 @@ SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride, co
   for (; k < depth; ++k) step(k);
 }
 
-// c[rows, kPanel] = (accumulate ? c : 0) + A[rows, depth] @ panel, for rows in [1, kTileRows].
-template <int R>
-void multiply_rows(float* c, bool accumulate, const float* a, std::int64_t a_stride,
-                   const float* panel, std::int64_t depth, Prefetch& ahead) {
-  Tile<R> tile;
-  if (accumulate)
-    load(tile, c, kPanel);
-  else
-    clear(tile);
-  multiply(tile, a, a_stride, panel, depth, ahead);
-  store(tile, c, kPanel);
-}
-
-template <int R = kTileRows>
-SG_INLINE void multiply_rows(std::int64_t rows, float* c, bool accumulate, const float* a,
-                             std::int64_t a_stride, const float* panel, std::int64_t depth,
-                             Prefetch& ahead) {
+// Calls f with a Tile of `rows` rows, in [1, kTileRows].
+template <int R = kTileRows, class F>
+SG_INLINE void with_rows(std::int64_t rows, const F& f) {
   if constexpr (R > 1) {
-    if (rows < R)
-      return multiply_rows<R - 1>(rows, c, accumulate, a, a_stride, panel, depth, ahead);
+    if (rows < R) return with_rows<R - 1>(rows, f);
   }
-  multiply_rows<R>(c, accumulate, a, a_stride, panel, depth, ahead);
+  f(Tile<R>{});
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

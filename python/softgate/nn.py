@@ -195,12 +195,12 @@ class Attention(Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x: `[total_tokens, hidden_size]`; weights: `[batch, num_heads, max_len, max_len]`."""
         total_tokens, hidden_size = x.shape
-        qkv = self.qkv(x).reshape(total_tokens, 3, self.num_heads, self.head_dim)
+        qkv = self.qkv(x).reshape((total_tokens, 3, self.num_heads, self.head_dim))
         result = ops.attention(
             qkv[:, 0], qkv[:, 1], qkv[:, 2], cu_seqlens, return_weights=return_weights
         )
         context, weights = result if return_weights else (result, None)
-        return self.output(context.reshape(total_tokens, hidden_size)), weights
+        return self.output(context.reshape((total_tokens, hidden_size))), weights
 
 
 class FeedForward(Module):
