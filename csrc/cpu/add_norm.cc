@@ -12,9 +12,8 @@ namespace {
 constexpr std::int64_t kStreamBytes = 32 << 20;
 
 SG_INLINE float sum_row(const float* x, std::int64_t n) {
-  return sum(accumulate(n, zero(), [=](vf& acc, std::int64_t i, auto lanes) {
-    acc = add(acc, load(x + i, lanes));
-  }));
+  return sum(accumulate(
+      n, zero(), [=](vf& acc, std::int64_t i, auto lanes) { acc = add(acc, load(x + i, lanes)); }));
 }
 
 // s = x + residual into each of s and, unless null, copy.
@@ -60,14 +59,15 @@ bool should_stream(const AddNormArgs& args) {
 
 void add_norm(const AddNormArgs& args) {
   const bool streams = should_stream(args);
-  for_each_row_range(args.rows, 3 * kFloat * args.hidden, [&](std::int64_t begin, std::int64_t end) {
-    if (streams) {
-      norm_rows<Streaming>(args, begin, end);
-      stream_fence();
-    } else {
-      norm_rows<Plain>(args, begin, end);
-    }
-  });
+  for_each_row_range(args.rows, 3 * kFloat * args.hidden,
+                     [&](std::int64_t begin, std::int64_t end) {
+                       if (streams) {
+                         norm_rows<Streaming>(args, begin, end);
+                         stream_fence();
+                       } else {
+                         norm_rows<Plain>(args, begin, end);
+                       }
+                     });
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -51,7 +51,8 @@ void embed(const EmbeddingArgs& args, std::int64_t begin, std::int64_t end) {
 }  // namespace
 
 void embedding(const EmbeddingArgs& args) {
-  static constexpr decltype(&embed<1>) kEmbed[kMaxTables] = {embed<1>, embed<2>, embed<3>, embed<4>};
+  static constexpr decltype(&embed<1>) kEmbed[kMaxTables] = {embed<1>, embed<2>, embed<3>,
+                                                             embed<4>};
   const auto run = kEmbed[args.num_tables - 1];
   for_each_row_range(args.tokens, (args.num_tables + 1) * kFloat * args.hidden,
                      [&](std::int64_t begin, std::int64_t end) { run(args, begin, end); });

@@ -32,12 +32,13 @@ void normalize_row(const float* x, std::int64_t n, float eps, float* out) {
 }  // namespace
 
 void normalize(const NormalizeArgs& args) {
-  for_each_row_range(args.rows, 2 * kFloat * args.hidden, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      normalize_row(args.x + row * args.x_stride, args.hidden, args.eps,
-                    args.out + row * args.out_stride);
-    }
-  });
+  for_each_row_range(args.rows, 2 * kFloat * args.hidden,
+                     [&](std::int64_t begin, std::int64_t end) {
+                       for (std::int64_t row = begin; row < end; ++row) {
+                         normalize_row(args.x + row * args.x_stride, args.hidden, args.eps,
+                                       args.out + row * args.out_stride);
+                       }
+                     });
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -19,7 +19,8 @@ struct Max {  // NaN where either is
 };
 
 void copy_row(const float* x, std::int64_t n, float* out) {
-  for_each_vector(n, [=](std::int64_t i, auto lanes) { store(out + i, load(x + i, lanes), lanes); });
+  for_each_vector(n,
+                  [=](std::int64_t i, auto lanes) { store(out + i, load(x + i, lanes), lanes); });
 }
 
 template <class Op>
@@ -75,11 +76,11 @@ void pool_columns(const PoolArgs& args, std::int64_t sequence, std::int64_t colu
 void pool(const PoolArgs& args) {
   const std::int64_t blocks = ceil_div(args.hidden, kBlock);
   const std::int64_t mean_tokens = ceil_div(args.cu_seqlens[args.batch], max_int(1, args.batch));
-  for_each_row_range(
-      args.batch * blocks, kFloat * kBlock * mean_tokens, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i)
-          pool_columns(args, i / blocks, i % blocks * kBlock);
-      });
+  for_each_row_range(args.batch * blocks, kFloat * kBlock * mean_tokens,
+                     [&](std::int64_t begin, std::int64_t end) {
+                       for (std::int64_t i = begin; i < end; ++i)
+                         pool_columns(args, i / blocks, i % blocks * kBlock);
+                     });
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

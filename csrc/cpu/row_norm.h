@@ -12,7 +12,9 @@ struct Affine {
 
 struct Plain {
   template <class Lanes>
-  SG_INLINE void put(float* p, vf v, Lanes lanes) { store(p, v, lanes); }
+  SG_INLINE void put(float* p, vf v, Lanes lanes) {
+    store(p, v, lanes);
+  }
 };
 
 // Past the caches; the rows must be aligned to a vector.
@@ -46,7 +48,8 @@ SG_INLINE void write_normalized(const float* s, std::int64_t n, RowStatistics st
   for_each_vector(n, [=](std::int64_t i, auto lanes) {
     const vf normed = mul(sub(load(s + i, lanes), mean), scale);
     const vf weight = load(affine.weight + i, lanes);
-    const vf v = affine.bias ? fma(normed, weight, load(affine.bias + i, lanes)) : mul(normed, weight);
+    const vf v =
+        affine.bias ? fma(normed, weight, load(affine.bias + i, lanes)) : mul(normed, weight);
     Store::put(out + i, v, lanes);
   });
 }

@@ -2,7 +2,8 @@
 //
 //   load, load_n, store, store_n   unaligned; the _n forms touch only the first n in [0, kLanes]
 //                                  lanes (load_n fills the others with zero)
-//   stream, stream_fence           a store past the caches, p aligned to a vector; the fence orders it
+//   stream, stream_fence           a store past the caches, p aligned to a vector; the fence orders
+//   it
 //                                  before what the thread does next
 //   set1 add sub mul div fma(a, b, c) = a * b + c, abs, sqrt
 //   max, min                       return b when either operand is NaN

@@ -40,7 +40,9 @@ SG_INLINE vf max(vf a, vf b) { return _mm256_max_ps(a, b); }
 SG_INLINE vf min(vf a, vf b) { return _mm256_min_ps(a, b); }
 SG_INLINE vf abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 SG_INLINE vf sqrt(vf a) { return _mm256_sqrt_ps(a); }
-SG_INLINE vf round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SG_INLINE vf round(vf a) {
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 SG_INLINE vf scale2(vf x, vf n) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));

@@ -39,9 +39,7 @@ SG_INLINE void store_n(float* p, vf v, int n) { _mm512_mask_storeu_ps(p, first_l
 SG_INLINE void stream(float* p, vf v) { _mm512_stream_ps(p, v); }
 SG_INLINE void stream_fence() { _mm_sfence(); }
 SG_INLINE vf set1(float x) { return _mm512_set1_ps(x); }
-SG_INLINE vf iota() {
-  return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-}
+SG_INLINE vf iota() { return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
 SG_INLINE vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
 SG_INLINE vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 SG_INLINE vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
@@ -51,7 +49,9 @@ SG_INLINE vf max(vf a, vf b) { return _mm512_max_ps(a, b); }
 SG_INLINE vf min(vf a, vf b) { return _mm512_min_ps(a, b); }
 SG_INLINE vf abs(vf a) { return _mm512_abs_ps(a); }
 SG_INLINE vf sqrt(vf a) { return _mm512_sqrt_ps(a); }
-SG_INLINE vf round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SG_INLINE vf round(vf a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 SG_INLINE vf scale2(vf x, vf n) {
   const __m512i exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
@@ -70,7 +70,9 @@ SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {
   return static_cast<vm>(~_mm_movemask_epi8(_mm_cmpeq_epi8(v, _mm_setzero_si128())));
 }
 SG_INLINE __m256 low_half(vf v) { return _mm512_castps512_ps256(v); }
-SG_INLINE __m256 high_half(vf v) { return _mm512_castps512_ps256(_mm512_shuffle_f32x4(v, v, 0x4e)); }
+SG_INLINE __m256 high_half(vf v) {
+  return _mm512_castps512_ps256(_mm512_shuffle_f32x4(v, v, 0x4e));
+}
 SG_INLINE float sum(vf v) {
   const __m256 c = _mm256_add_ps(low_half(v), high_half(v));
   const __m128 a = _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));

@@ -44,7 +44,9 @@ SG_INLINE vf div(vf a, vf b) { return a / b; }
 SG_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
 SG_INLINE vm is_nan(vf a) { return a != a; }
 SG_INLINE vm less(vf a, vf b) { return a < b; }
-SG_INLINE vf select(vm m, vf a, vf b) { return reinterpret_cast<vf>((m & reinterpret_cast<vi>(a)) | (~m & reinterpret_cast<vi>(b))); }
+SG_INLINE vf select(vm m, vf a, vf b) {
+  return reinterpret_cast<vf>((m & reinterpret_cast<vi>(a)) | (~m & reinterpret_cast<vi>(b)));
+}
 SG_INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
 SG_INLINE vf min(vf a, vf b) { return select(a < b, a, b); }
 SG_INLINE vf abs(vf a) { return reinterpret_cast<vf>(reinterpret_cast<vi>(a) & 0x7fffffff); }

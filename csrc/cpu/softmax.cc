@@ -36,10 +36,11 @@ void softmax_row(const float* x, std::int64_t n, float* out) {
 }  // namespace
 
 void softmax(const SoftmaxArgs& args) {
-  for_each_row_range(args.rows, 4 * kFloat * args.columns, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row)
-      softmax_row(args.x + row * args.x_stride, args.columns, args.out + row * args.out_stride);
-  });
+  for_each_row_range(
+      args.rows, 4 * kFloat * args.columns, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row)
+          softmax_row(args.x + row * args.x_stride, args.columns, args.out + row * args.out_stride);
+      });
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -6,8 +6,10 @@
 //
 //   x, residual, out, sum: [rows, hidden]     weight, bias: [hidden]
 //
-// Statistics run over hidden, in two passes. out may be x or residual; sum, when given, receives s
-// and may be x or residual too.
+// Statistics run over hidden in float32, in two passes. Where the squares (s - mean)^2, or s^2,
+// overflow float32, the normalized row is 0: out is bias. out may be x or residual; sum, when
+// given, receives s and may be x or residual too, but not out. Nothing is written where hidden is
+// 0.
 #pragma once
 
 #include <optional>

@@ -47,8 +47,8 @@ Tensor embedding(const std::vector<Tensor>& ids, const std::vector<Tensor>& tabl
                  double eps, std::optional<Tensor> out) {
   check(!tables.empty() && tables.size() <= kMaxTables, kOp, ": tables has ", tables.size(),
         " entries, expected 1 to ", kMaxTables);
-  check(ids.size() == tables.size(), kOp, ": ids has ", ids.size(), " entries, expected one for each of ",
-        tables.size(), " tables");
+  check(ids.size() == tables.size(), kOp, ": ids has ", ids.size(),
+        " entries, expected one for each of ", tables.size(), " tables");
   check_tensor(kOp, "tables[0]", tables[0], DType::float32, {-1, -1});
   check(ids[0].dim() == 1, kOp, ": ids[0] has shape ", to_string(ids[0].shape()),
         ", expected [tokens]");

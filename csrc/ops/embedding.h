@@ -4,7 +4,8 @@
 //
 //   ids[t]: int32 or int64 [tokens]   tables[t]: [rows_t, hidden]   out: [tokens, hidden]
 //
-// Every id is checked against its table before anything is read.
+// The rows are added in the order of the tables. Every id is checked against its table before
+// anything is read.
 #pragma once
 
 #include <optional>

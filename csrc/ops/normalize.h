@@ -1,6 +1,9 @@
 // L2 normalisation of rows: out = x / max(sqrt(sum(x^2)), eps).
 //
 //   x, out: [rows, hidden]; out may be x.
+//
+// Rows whose squares overflow or underflow float32 are scaled by a power of two first, so that any
+// finite row gets its norm. A row with NaN gives NaN; one with infinities gives NaN there, else 0.
 #pragma once
 
 #include <optional>

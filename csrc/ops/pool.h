@@ -3,7 +3,7 @@
 //   x: [total_tokens, hidden]   cu_seqlens: int32 [batch + 1]   out: [batch, hidden]
 //
 // mean and max run over the tokens of a sequence, cls takes its first, last its last. A sequence
-// without tokens gives zeros.
+// without tokens gives zeros. NaN propagates through mean and max.
 #pragma once
 
 #include <optional>

@@ -1,6 +1,7 @@
 // out = exp(x - max(x)) / sum(exp(x - max(x))) over the last dimension.
 //
-//   x, out: [..., columns]; out may be x. A row of -inf only gives zeros.
+//   x, out: [..., columns]; out may be x. A row of -inf only gives zeros, one with NaN or
+//   +inf gives NaN.
 #pragma once
 
 #include <optional>
