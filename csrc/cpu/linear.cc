@@ -128,8 +128,9 @@ void linear(const LinearArgs& args) {
   blocking.row_blocks = ceil_div(blocking.row_tiles, block_tiles);
   blocking.panels = ceil_div(args.out_features, kPanel);
   blocking.slices = ceil_div(args.in_features, kSliceDepth);
-  // Enough tasks to even out the threads, each long enough to hide its start.
-  const std::int64_t wanted = ceil_div(8 * num_threads(), blocking.row_blocks);
+  // Many tasks even out the threads; with few rows long streams of weights matter more.
+  const std::int64_t tasks_per_thread = blocking.row_blocks > 1 || args.rows > 64 ? 8 : 2;
+  const std::int64_t wanted = ceil_div(tasks_per_thread * num_threads(), blocking.row_blocks);
   blocking.panel_groups = max_int(1, min_int(blocking.panels, wanted));
   const Finish finish = finish_for(args.activation);
   parallel_for(blocking.row_blocks * blocking.panel_groups, 1,
