@@ -71,8 +71,7 @@ class Chunk {
     rows_ = min_int(len_q_ * sizes.group - first_row_, sizes.chunk_rows);
   }
 
-  // Meanwhile fetches what `next`, if any, will read first.
-  void run(const Chunk* next) {
+  void run() {
     if (rows_ <= 0) return;
     take_scratch();
     make_strips();
@@ -80,14 +79,7 @@ class Chunk {
     for (Range block = first_block(); block.begin < block.end; block = block_after(block)) {
       load_keys(block);
       load_values(block);
-      const Range ahead = block_after(block);
-      for (std::int64_t i = 0; i < strip_count_; ++i) {
-        attend(strips_[i], block);
-        if (ahead.begin < ahead.end)
-          prefetch_block(ahead, i, strip_count_);
-        else if (next)
-          next->prefetch_start(i, strip_count_);
-      }
+      for (std::int64_t i = 0; i < strip_count_; ++i) attend(strips_[i], block);
     }
     write_out();
     if (!args_.weights) return;
@@ -177,34 +169,12 @@ class Chunk {
   }
   Range block_after(Range block) const { return block_at(block.begin + sizes_.block_keys); }
 
-  // Part `part` of `parts` of a block's keys and values.
-  void prefetch_block(Range block, std::int64_t part, std::int64_t parts) const {
-    const std::int64_t count = block.end - block.begin;
-    const float *k = first_key(block), *v = first_value(block);
-    for (std::int64_t j = count * part / parts; j < count * (part + 1) / parts; ++j) {
-      prefetch_row(k + j * args_.k_stride, args_.head_dim);
-      prefetch_row(v + j * args_.v_stride, args_.head_dim);
-    }
-  }
-
-  void prefetch_start(std::int64_t part, std::int64_t parts) const {
-    if (rows_ <= 0) return;
-    for_each_row(rows_ * part / parts, rows_ * (part + 1) / parts,
-                 [&](auto, std::int64_t query, std::int64_t head) {
-                   prefetch_row(query_row(query, head), args_.head_dim);
-                 });
-    prefetch_block(first_block(), part, parts);
-  }
-
-  const float* query_row(std::int64_t query, std::int64_t head) const {
-    return args_.q + (first_query_ + query) * args_.q_stride + head * args_.q_head_stride;
-  }
-
   void load_queries() {
     const std::int64_t dim = args_.head_dim;
     const vf scale = set1(args_.softcap > 0.0f ? args_.scale / args_.softcap : args_.scale);
     for_each_row(0, rows_, [&](std::int64_t row, std::int64_t query, std::int64_t head) {
-      const float* from = query_row(query, head);
+      const float* from =
+          args_.q + (first_query_ + query) * args_.q_stride + head * args_.q_head_stride;
       if (query + kRowsAhead < len_q_) prefetch_row(from + kRowsAhead * args_.q_stride, dim);
       float* to = queries_ + row * dim;
       for_each_vector(dim, [=](std::int64_t d, auto lanes) {
@@ -213,16 +183,10 @@ class Chunk {
     });
   }
 
-  const float* first_key(Range block) const {
-    return args_.k + (first_key_ + block.begin) * args_.k_stride + kv_head_ * args_.k_head_stride;
-  }
-  const float* first_value(Range block) const {
-    return args_.v + (first_key_ + block.begin) * args_.v_stride + kv_head_ * args_.v_head_stride;
-  }
-
   // Panels [head_dim, kPanel] of kPanel keys each, the last filled up with zeros.
   void load_keys(Range block) {
-    const float* k = first_key(block);
+    const float* k =
+        args_.k + (first_key_ + block.begin) * args_.k_stride + kv_head_ * args_.k_head_stride;
     const std::int64_t count = block.end - block.begin, dim = args_.head_dim;
     const std::int64_t stride = args_.k_stride;
     for (std::int64_t j = 0; j < round_up(count, kPanel); j += kLanes, k += kLanes * stride) {
@@ -248,7 +212,8 @@ class Chunk {
 
   // Panels [keys, kPanel] of kPanel columns each, the last filled up with zeros.
   void load_values(Range block) {
-    const float* v = first_value(block);
+    const float* v =
+        args_.v + (first_key_ + block.begin) * args_.v_stride + kv_head_ * args_.v_head_stride;
     const std::int64_t count = block.end - block.begin, dim = args_.head_dim;
     const std::int64_t stride = args_.v_stride, panel = sizes_.block_keys * kPanel;
     for (std::int64_t j = 0; j < count; ++j, v += stride) {
@@ -493,18 +458,12 @@ void attention(const AttentionArgs& args) {
   const Sizes sizes(args);
   const Slots slots(args, sizes);
   const std::int64_t tasks = slots.count() * args.num_kv_heads;
-  const auto chunk_of = [&](std::int64_t task) {
-    // Backwards: under a causal mask the last chunks of a sequence are the longest.
-    const std::int64_t slot = slots.count() - 1 - task / args.num_kv_heads;
-    const std::int64_t sequence = slots.sequence_of(slot);
-    return Chunk(args, sizes, sequence, task % args.num_kv_heads, slot - slots.begin(sequence));
-  };
-  // Several tasks on a thread in turn, so that one can fetch the next one's rows.
-  const std::int64_t grain = clamp(tasks / (8 * num_threads()), 1, args.num_kv_heads);
-  parallel_for(tasks, grain, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(tasks, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t task = begin; task < end; ++task) {
-      const Chunk next = chunk_of(min_int(task + 1, end - 1));
-      chunk_of(task).run(task + 1 < end ? &next : nullptr);
+      // Backwards: under a causal mask the last chunks of a sequence are the longest.
+      const std::int64_t slot = slots.count() - 1 - task / args.num_kv_heads;
+      const std::int64_t sequence = slots.sequence_of(slot);
+      Chunk(args, sizes, sequence, task % args.num_kv_heads, slot - slots.begin(sequence)).run();
     }
   });
 }
