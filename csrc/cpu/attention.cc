@@ -19,7 +19,6 @@ constexpr float kInf = __builtin_inff();
 constexpr std::int64_t kBlockKeys = 128;
 constexpr std::int64_t kBlockElements = 8192;   // of a packed block of keys, for large heads
 constexpr std::int64_t kChunkElements = 16384;  // of a chunk's accumulators
-constexpr std::int64_t kGroupStrips = 4;
 // A head's rows lie pages apart, where the hardware does not prefetch.
 constexpr std::int64_t kRowsAhead = 8;
 static_assert(kTileRows <= kLanes);
@@ -77,17 +76,17 @@ class Chunk {
     take_scratch();
     make_strips();
     load_queries();
-    for_each_block([&](Range block) {
+    for (Range block = first_block(); block.begin < block.end; block = block_after(block)) {
       load_keys(block);
       load_values(block);
-      for_each_group([&](const Strip* strips, int count) { attend(strips, count, block); });
-    });
+      for (std::int64_t i = 0; i < strip_count_; ++i) attend(strips_[i], block);
+    }
     write_out();
     if (!args_.weights) return;
-    for_each_block([&](Range block) {
+    for (Range block = first_block(); block.begin < block.end; block = block_after(block)) {
       load_keys(block);
-      for_each_group([&](const Strip* strips, int count) { write_weights(strips, count, block); });
-    });
+      for (std::int64_t i = 0; i < strip_count_; ++i) write_weights(strips_[i], block);
+    }
   }
 
  private:
@@ -126,10 +125,10 @@ class Chunk {
         rows * sizes_.padded_dim,               // accumulators
         sizes_.block_keys * args_.head_dim,     // keys
         sizes_.block_keys * sizes_.padded_dim,  // values
-        kGroupStrips * kTileRows * kBlockKeys,  // scores
+        kTileRows * kBlockKeys,                 // scores
         rows,                                   // maxima
         rows,                                   // sums
-        rows,                                   // rescale
+        kLanes,                                 // rescale
     };
     float** const places[] = {&queries_, &accumulators_, &keys_, &values_,
                               &scores_,  &maxima_,       &sums_, &rescale_};
@@ -161,19 +160,14 @@ class Chunk {
     }
   }
 
-  template <class Body>
-  void for_each_block(Body body) const {
-    const std::int64_t last = strips_[strip_count_ - 1].keys.end;
-    std::int64_t key = strips_[0].keys.begin / sizes_.block_keys * sizes_.block_keys;
-    for (; key < last; key += sizes_.block_keys)
-      body(Range{key, min_int(key + sizes_.block_keys, len_k_)});
+  Range block_at(std::int64_t key) const {
+    const std::int64_t last = keys_of(query_of(rows_ - 1)).end;
+    return {key, min_int(key + sizes_.block_keys, last)};
   }
-
-  template <class Body>
-  void for_each_group(Body body) const {
-    for (std::int64_t i = 0; i < strip_count_; i += kGroupStrips)
-      body(strips_ + i, static_cast<int>(min_int(kGroupStrips, strip_count_ - i)));
+  Range first_block() const {
+    return block_at(keys_of(query_of(0)).begin / sizes_.block_keys * sizes_.block_keys);
   }
+  Range block_after(Range block) const { return block_at(block.begin + sizes_.block_keys); }
 
   void load_queries() {
     const std::int64_t dim = args_.head_dim;
@@ -189,16 +183,10 @@ class Chunk {
     });
   }
 
-  const float* first_key(Range block) const {
-    return args_.k + (first_key_ + block.begin) * args_.k_stride + kv_head_ * args_.k_head_stride;
-  }
-  const float* first_value(Range block) const {
-    return args_.v + (first_key_ + block.begin) * args_.v_stride + kv_head_ * args_.v_head_stride;
-  }
-
   // Panels [head_dim, kPanel] of kPanel keys each, the last filled up with zeros.
   void load_keys(Range block) {
-    const float* k = first_key(block);
+    const float* k =
+        args_.k + (first_key_ + block.begin) * args_.k_stride + kv_head_ * args_.k_head_stride;
     const std::int64_t count = block.end - block.begin, dim = args_.head_dim;
     const std::int64_t stride = args_.k_stride;
     for (std::int64_t j = 0; j < round_up(count, kPanel); j += kLanes, k += kLanes * stride) {
@@ -224,7 +212,8 @@ class Chunk {
 
   // Panels [keys, kPanel] of kPanel columns each, the last filled up with zeros.
   void load_values(Range block) {
-    const float* v = first_value(block);
+    const float* v =
+        args_.v + (first_key_ + block.begin) * args_.v_stride + kv_head_ * args_.v_head_stride;
     const std::int64_t count = block.end - block.begin, dim = args_.head_dim;
     const std::int64_t stride = args_.v_stride, panel = sizes_.block_keys * kPanel;
     for (std::int64_t j = 0; j < count; ++j, v += stride) {
@@ -265,37 +254,28 @@ class Chunk {
     return any;
   }
 
-  float* scores_of(const Strip* strips, std::int64_t row) const {
-    return scores_ + (row - strips->row) * kBlockKeys;
-  }
-
-  void score(const Strip* strips, int count, const Range* columns, Range block) {
-    for (std::int64_t j = 0; j < block.end - block.begin; j += kPanel) {
-      for (int i = 0; i < count; ++i) {
-        if (j < columns[i].begin || j >= columns[i].end) continue;
-        const float* q = queries_ + strips[i].row * args_.head_dim;
-        float* to = scores_of(strips, strips[i].row) + j;
-        with_rows(strips[i].rows, [&](auto tile) {
-          Prefetch none{nullptr, 0};
-          clear(tile);
-          multiply(tile, q, args_.head_dim, keys_ + j * args_.head_dim, args_.head_dim, none);
-          store(tile, to, kBlockKeys);
-        });
+  void score(const Strip& strip, Range columns, Range block) {
+    const std::int64_t dim = args_.head_dim;
+    with_rows(strip.rows, [&](auto tile) {
+      Prefetch none{nullptr, 0};
+      for (std::int64_t j = columns.begin; j < columns.end; j += kPanel) {
+        clear(tile);
+        multiply(tile, queries_ + strip.row * dim, dim, keys_ + j * dim, dim, none);
+        store(tile, scores_ + j, kBlockKeys);
       }
-    }
-    for (int i = 0; i < count; ++i)
-      if (columns[i].begin < columns[i].end) adjust(strips, strips[i], columns[i], block);
+    });
+    adjust(strip, columns, block);
   }
 
   // Soft cap and masks.
-  void adjust(const Strip* strips, const Strip& strip, Range columns, Range block) const {
+  void adjust(const Strip& strip, Range columns, Range block) const {
     const Range whole{columns.begin, round_up(columns.end, kPanel)};
     const bool bounded = strip.common.begin > block.begin + whole.begin ||
                          strip.common.end < block.begin + whole.end;
     const bool masked = args_.bool_mask || args_.add_mask;
     if (!bounded && !masked && args_.softcap == 0.0f) return;
     const auto body = [&](std::int64_t row, std::int64_t query, std::int64_t head) {
-      float* s = scores_of(strips, row);
+      float* s = scores_ + (row - strip.row) * kBlockKeys;
       if (args_.softcap > 0.0f) cap(s, whole);
       if (masked) mask(s, mask_offset(query, head) + block.begin, whole, block.end - block.begin);
       if (bounded) bound(s, keys_of(query), whole, block.begin);
@@ -333,13 +313,13 @@ class Chunk {
   static vf shift_of(vf maxima) { return select(less(set1(-kInf), maxima), maxima, zero()); }
 
   // Scores become weights relative to the row's maximum so far.
-  void exponentiate(const Strip& strip, float* s, Range columns) {
+  void exponentiate(const Strip& strip, Range columns) {
     const std::int64_t end = round_up(columns.end, kPanel);
     alignas(64) float fresh[kLanes] = {};
     for (int r = 0; r < strip.rows; ++r) {
       vf m = set1(-kInf);
       for (std::int64_t j = columns.begin; j < end; j += kLanes)
-        m = max(m, load(s + r * kBlockKeys + j));
+        m = max(m, load(scores_ + r * kBlockKeys + j));
       fresh[r] = hmax(m);
     }
     const vf before = load_n(maxima_ + strip.row, strip.rows);
@@ -347,14 +327,15 @@ class Chunk {
     const vf shift = shift_of(maxima);
     const vf rescale = exp_nonpositive(sub(before, shift));
     store_n(maxima_ + strip.row, maxima, strip.rows);
-    store_n(rescale_ + strip.row, rescale, strip.rows);
+    store(rescale_, rescale);
     store(fresh, shift);
     for (int r = 0; r < strip.rows; ++r) {
+      float* s = scores_ + r * kBlockKeys;
       const vf row_shift = set1(fresh[r]);
       vf total = zero();
       for (std::int64_t j = columns.begin; j < end; j += kLanes) {
-        const vf e = exp_nonpositive(sub(load(s + r * kBlockKeys + j), row_shift));
-        store(s + r * kBlockKeys + j, e);
+        const vf e = exp_nonpositive(sub(load(s + j), row_shift));
+        store(s + j, e);
         total = add(total, e);
       }
       fresh[r] = sum(total);
@@ -363,34 +344,27 @@ class Chunk {
     store_n(sums_ + strip.row, sums, strip.rows);
   }
 
-  void attend(const Strip* strips, int count, Range block) {
-    Range columns[kGroupStrips];
-    for (int i = 0; i < count; ++i) columns[i] = columns_of(strips[i], block);
-    score(strips, count, columns, block);
-    for (int i = 0; i < count; ++i)
-      if (columns[i].begin < columns[i].end)
-        exponentiate(strips[i], scores_of(strips, strips[i].row), columns[i]);
-
-    for (std::int64_t d = 0; d < sizes_.padded_dim; d += kPanel) {
-      const float* panel = values_ + d * sizes_.block_keys;
-      for (int i = 0; i < count; ++i) {
-        const Range range = columns[i];
-        if (range.begin == range.end) continue;
-        const std::int64_t row = strips[i].row;
-        const bool first = strips[i].keys.begin >= block.begin;
-        float* sums = accumulators_ + row * sizes_.padded_dim + d;
-        with_rows(strips[i].rows, [&](auto tile) {
-          Prefetch none{nullptr, 0};
-          if (first)
-            clear(tile);
-          else
-            load_scaled(tile, sums, sizes_.padded_dim, rescale_ + row);
-          multiply(tile, scores_of(strips, row) + range.begin, kBlockKeys,
-                   panel + range.begin * kPanel, range.end - range.begin, none);
-          store(tile, sums, sizes_.padded_dim);
-        });
+  void attend(const Strip& strip, Range block) {
+    const Range columns = columns_of(strip, block);
+    if (columns.begin == columns.end) return;
+    score(strip, columns, block);
+    exponentiate(strip, columns);
+    const bool first = strip.keys.begin >= block.begin;
+    const std::int64_t stride = sizes_.padded_dim;
+    with_rows(strip.rows, [&](auto tile) {
+      Prefetch none{nullptr, 0};
+      for (std::int64_t d = 0; d < stride; d += kPanel) {
+        float* sums = accumulators_ + strip.row * stride + d;
+        if (first)
+          clear(tile);
+        else
+          load_scaled(tile, sums, stride, rescale_);
+        multiply(tile, scores_ + columns.begin, kBlockKeys,
+                 values_ + d * sizes_.block_keys + columns.begin * kPanel,
+                 columns.end - columns.begin, none);
+        store(tile, sums, stride);
       }
-    }
+    });
   }
 
   void write_out() const {
@@ -412,24 +386,22 @@ class Chunk {
     });
   }
 
-  void write_weights(const Strip* strips, int count, Range block) {
-    Range columns[kGroupStrips];
-    for (int i = 0; i < count; ++i) columns[i] = columns_of(strips[i], block);
-    score(strips, count, columns, block);
-    for (int i = 0; i < count; ++i) {
-      const auto body = [&](std::int64_t row, std::int64_t query, std::int64_t head) {
-        const float* s = scores_of(strips, row);
-        const std::int64_t matrix = sequence_ * args_.num_heads + head;
-        float* to = args_.weights + (matrix * args_.max_q + query) * args_.max_k + block.begin;
-        const vf shift = shift_of(set1(maxima_[row]));
-        const vf scale = set1(sums_[row] == 0.0f ? 0.0f : 1.0f / sums_[row]);
-        for (std::int64_t j = columns[i].begin; j < columns[i].end; j += kLanes) {
-          const vf e = exp_nonpositive(sub(load(s + j), shift));
-          store_n(to + j, mul(e, scale), static_cast<int>(min_int(kLanes, columns[i].end - j)));
-        }
-      };
-      for_each_row(strips[i].row, strips[i].row + strips[i].rows, body);
-    }
+  void write_weights(const Strip& strip, Range block) {
+    const Range columns = columns_of(strip, block);
+    if (columns.begin == columns.end) return;
+    score(strip, columns, block);
+    const auto body = [&](std::int64_t row, std::int64_t query, std::int64_t head) {
+      const float* s = scores_ + (row - strip.row) * kBlockKeys;
+      const std::int64_t matrix = sequence_ * args_.num_heads + head;
+      float* to = args_.weights + (matrix * args_.max_q + query) * args_.max_k + block.begin;
+      const vf shift = shift_of(set1(maxima_[row]));
+      const vf scale = set1(sums_[row] == 0.0f ? 0.0f : 1.0f / sums_[row]);
+      for (std::int64_t j = columns.begin; j < columns.end; j += kLanes) {
+        const vf e = exp_nonpositive(sub(load(s + j), shift));
+        store_n(to + j, mul(e, scale), static_cast<int>(min_int(kLanes, columns.end - j)));
+      }
+    };
+    for_each_row(strip.row, strip.row + strip.rows, body);
   }
 
   const AttentionArgs& args_;
@@ -441,8 +413,9 @@ class Chunk {
   Strip* strips_ = nullptr;
   float *queries_ = nullptr, *accumulators_ = nullptr;  // [rows, head_dim], [rows, padded_dim]
   float *keys_ = nullptr, *values_ = nullptr;           // panels of one block
-  float* scores_ = nullptr;                             // [rows of a group, kBlockKeys]
-  float *maxima_ = nullptr, *sums_ = nullptr, *rescale_ = nullptr;  // [rows]
+  float* scores_ = nullptr;                             // [rows of a strip, kBlockKeys]
+  float *maxima_ = nullptr, *sums_ = nullptr;           // [rows]
+  float* rescale_ = nullptr;                            // [rows of a strip]
 };
 
 // A sequence has ceil(rows / chunk_rows) chunks. Its slots begin at its first row / chunk_rows +
