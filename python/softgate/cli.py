@@ -81,7 +81,7 @@ def main() -> None:
 @click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
-    default=8192,
+    default=4096,
     show_default=True,
     help="Tokens in a batch.",
 )
