@@ -14,27 +14,45 @@ SG_INLINE std::int64_t part_begin(std::int64_t size, std::int64_t parts, std::in
   return size * i / parts;
 }
 
-// The epilogue on one row of a panel: columns [column, column + n) of out from n sums.
-template <Activation A>
+template <bool Whole>
+SG_INLINE vf load_part(const float* p, int n) {
+  return Whole ? load(p) : load_n(p, n);
+}
+
+// The epilogue on one vector: columns [column, column + n) of a row, n = kLanes when Whole.
+template <Activation A, bool Whole>
 SG_INLINE void finish(const LinearArgs& args, const float* sums, std::int64_t row,
                       std::int64_t column, int n) {
   vf value = load(sums);
-  if (args.bias) value = add(value, load_n(args.bias + column, n));
+  if (args.bias) value = add(value, load_part<Whole>(args.bias + column, n));
   value = activate<A>(value);
-  if (args.residual)
-    value = add(value, load_n(args.residual + row * args.residual_stride + column, n));
-  store_n(args.out + row * args.out_stride + column, value, n);
+  if (args.residual) {
+    const float* residual = args.residual + row * args.residual_stride + column;
+    value = add(value, load_part<Whole>(residual, n));
+  }
+  float* out = args.out + row * args.out_stride + column;
+  if constexpr (Whole)
+    store(out, value);
+  else
+    store_n(out, value, n);
 }
 
 // The epilogue on a block of rows of one panel.
 template <Activation A>
 void finish_block(const LinearArgs& args, const float* sums, std::int64_t first_row,
                   std::int64_t rows, std::int64_t column) {
-  const std::int64_t columns = min_int(kPanel, args.out_features - column);
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t j = 0; j < columns; j += kLanes)
-      finish<A>(args, sums + r * kPanel + j, first_row + r, column + j,
-                static_cast<int>(min_int(kLanes, columns - j)));
+  const std::int64_t left = args.out_features - column;
+  if (left >= kPanel) {
+    for (std::int64_t r = 0; r < rows; ++r, sums += kPanel) {
+      finish<A, true>(args, sums, first_row + r, column, kLanes);
+      finish<A, true>(args, sums + kLanes, first_row + r, column + kLanes, kLanes);
+    }
+    return;
+  }
+  for (std::int64_t r = 0; r < rows; ++r, sums += kPanel)
+    for (std::int64_t j = 0; j < left; j += kLanes)
+      finish<A, false>(args, sums + j, first_row + r, column + j,
+                       static_cast<int>(min_int(kLanes, left - j)));
 }
 
 using Finish = void (*)(const LinearArgs&, const float*, std::int64_t, std::int64_t, std::int64_t);

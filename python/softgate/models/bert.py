@@ -60,7 +60,7 @@ class BertConfig:
                 continue
             if type(value) is not int or not 1 <= value <= _MAX_SIZE:
                 raise ValueError(f"config: {name} is {value!r}, expected an integer from 1 to {_MAX_SIZE}")
-        if self.hidden_act not in _ACTIVATIONS:
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in _ACTIVATIONS:
             raise ValueError(
                 f"config: hidden_act is {self.hidden_act!r}, expected one of {sorted(_ACTIVATIONS)}"
             )
@@ -371,6 +371,8 @@ def _cu_seqlens(lengths: Sequence[int] | IntArray) -> npt.NDArray[np.int32]:
 
 
 def _flatten(name: str, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+    if not all(isinstance(row, Sequence | np.ndarray) for row in rows):
+        raise TypeError(f"{name}: expected a list of lists of integers")
     flat = [token for row in rows for token in row]
     ids = np.asarray(flat) if flat else np.empty(0, dtype=np.int64)
     if ids.dtype.kind not in "iu" or ids.ndim != 1:
@@ -381,8 +383,8 @@ def _flatten(name: str, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
 def _pack_lists(
     input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | IntArray | None
 ) -> _Packed:
-    lengths = [len(row) for row in input_ids]
     ids = _flatten("input_ids", input_ids)
+    lengths = [len(row) for row in input_ids]
     if token_type_ids is None:
         types = np.zeros_like(ids)
     else:
@@ -416,7 +418,7 @@ def _pack_padded(
     return _Packed(
         input_ids[kept].astype(np.int64),
         types[kept].astype(np.int64),
-        kept.nonzero()[1],
+        np.flatnonzero(kept) % kept.shape[1],
         _cu_seqlens(kept.sum(axis=1)),
         kept,
     )
