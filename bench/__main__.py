@@ -111,6 +111,8 @@ def start_processes(quick: bool, threads: int, lock: Path | None) -> None:
         for _ in range(3 if quick else 15):
             for engine in engines:
                 starts[engine].append(startup.start(engine, threads))
+    if (apart := startup.disagreement(starts)) > startup.TOLERANCE:
+        raise click.ClickException(f"the embeddings are {apart:.1e} apart")
     click.echo(f"start to first embedding, all-MiniLM-L6-v2, {threads} threads")
     for engine in engines:
         click.echo(startup.line(ENGINES[engine].label, starts[engine]))

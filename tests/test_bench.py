@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import __main__ as command_line
-from bench import breakdown, case, limits, peers, report, runner, timing
+from bench import breakdown, case, limits, peers, report, runner, startup, timing
 from bench.bench_bert import Bert
 from bench.bench_softmax import Softmax
 
@@ -235,6 +235,14 @@ def test_breakdown_names_every_call_of_a_layer() -> None:
     products = sum(step.work.flops for step in steps if step.work.traffic == "read")
     scores = sum(step.work.flops for step in steps if step.name == "attention")
     assert 6 * (products + scores) == one.work.flops
+
+
+def test_startups_must_agree() -> None:
+    one = startup.Startup(0.3, 2**20, (0.25, -0.5))
+    assert startup.disagreement({"a": [one], "b": [one]}) == 0.0
+    other = dataclasses.replace(one, head=(0.25, -0.25))
+    assert startup.disagreement({"a": [one], "b": [one, other]}) == 0.25
+    assert startup.line("a", [one]) == "  a             0.300 s (0.300 .. 0.300)  1 MiB"
 
 
 @pytest.fixture
