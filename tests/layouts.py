@@ -1,6 +1,6 @@
-"""Arrays at chosen places in memory, with guard elements around them.
+"""Arrays at chosen places in memory.
 
-contiguous   packed, 64-byte aligned
+contiguous   packed
 misaligned   packed, one element past a 64-byte boundary
 strided      a gap after every row of every outer dimension, misaligned as well
 transposed   the first two dimensions swapped in memory, as heads-first attention inputs are
@@ -50,7 +50,12 @@ _ODD = {"i": 77, "b": True}  # guards of integer and boolean arrays
 
 
 def place(array: np.ndarray, layout: str = "contiguous") -> np.ndarray:
-    """A copy of `array` in a layout."""
+    """A copy of `array` in a layout, among guard elements unless it is contiguous.
+
+    A contiguous one fills its allocation, so that AddressSanitizer sees the first byte past it.
+    """
+    if layout == "contiguous":
+        return array.copy()
     guarded = Guarded(array.shape, array.dtype, layout)
     guarded.array[...] = array
     return guarded.array

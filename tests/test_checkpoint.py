@@ -88,14 +88,15 @@ def test_ours_reads_official_writer(path: Path) -> None:
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_tensors_are_mapped_and_aligned(folder: Path) -> None:
-    content = (folder / "model.safetensors").read_bytes()
-    assert struct.unpack("<Q", content[:8])[0] % 8 == 0
-    with open_checkpoint(folder) as checkpoint:
-        for name in TENSORS:
-            found = checkpoint.tensors[name]
-            assert found.flags.aligned
-            assert not found.flags.owndata
+def test_tensors_are_mapped_and_aligned(tmp_path: Path) -> None:
+    for length in range(8):
+        tensors = TENSORS | {"x" * length: np.ones(3)}
+        save_checkpoint(tmp_path, {}, tensors)
+        with open_checkpoint(tmp_path) as checkpoint:
+            for name, array in tensors.items():
+                found = checkpoint.tensors[name]
+                assert found.ctypes.data % array.itemsize == 0
+                assert not found.flags.owndata
 
 
 def test_views_outlive_the_checkpoint(folder: Path) -> None:
@@ -114,6 +115,7 @@ def test_bfloat16_widens_exactly(path: Path) -> None:
     bits = values.view(torch.int16).numpy().tobytes()
     found = read(path, encode({"x": tensor([8, 8], 0, 128, "BF16")}, bits))["x"]
     assert found.dtype == np.float32
+    assert not found.flags.writeable
     np.testing.assert_array_equal(found, values.float().numpy().reshape(8, 8))
 
 
@@ -123,6 +125,7 @@ def test_unaligned_data_is_read(path: Path) -> None:
     for padding in range(8):
         found = read(path, encode(header + b" " * padding, value.tobytes()))["x"]
         assert found.flags.aligned
+        assert not found.flags.writeable
         np.testing.assert_array_equal(found, value)
 
 

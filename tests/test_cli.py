@@ -260,8 +260,10 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # Interrupted
 
 INTERRUPTIBLE = """
-import sys, time
+import signal, sys, time
 sys.path[:0] = {path!r}
+# A job started in the background inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import softgate
 from test_cli import StandIn
 
@@ -288,7 +290,10 @@ def interrupt(arguments: Sequence[object], batches: int) -> subprocess.Completed
         assert process.stdout is not None
         waiting = process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        try:
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert waiting == "waiting\n", errors
     assert "Traceback" not in errors
     return subprocess.CompletedProcess(command, process.returncode, output, errors)

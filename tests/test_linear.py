@@ -53,6 +53,15 @@ def test_a_row_does_not_depend_on_the_others(rows):
 
 
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_activation_over_its_range(activation):
+    x = np.linspace(-100.0, 100.0, 40001, dtype=np.float32)[:, None]
+    weight = np.ones((1, 1), np.float32)  # nothing but the activation rounds
+    actual = linear(x=x, weight=weight, activation=activation)
+    expected = reference.linear(x, weight, activation=activation)
+    assert_close(actual, expected, scale=np.abs(x))
+
+
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 def test_nan_stays_in_its_row(activation):
     a = LinearCase(9, 21, 37, activation).arguments()
     expected = linear(**a)

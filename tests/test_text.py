@@ -147,6 +147,18 @@ def test_broken_file(tmp_path: Path, content: bytes) -> None:
         Tokenizer.from_file(tmp_path / "tokenizer.json")
 
 
+@pytest.mark.parametrize("damage", ["template", "unknown"])
+def test_tokenizer_that_contradicts_itself(tmp_path: Path, damage: str) -> None:
+    content = tokenizer_json()
+    if damage == "template":
+        content["post_processor"]["single"][0]["SpecialToken"]["id"] = "[NOT]"
+    else:
+        content["model"]["unk_token"] = "[NOT]"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json").encode(["odd"], max_length=4)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Tokenizer.from_file(tmp_path / "tokenizer.json")

@@ -20,6 +20,8 @@ constexpr std::int64_t kBlockKeys = 128;
 constexpr std::int64_t kBlockElements = 8192;   // of a packed block of keys, for large heads
 constexpr std::int64_t kChunkElements = 16384;  // of a chunk's accumulators
 constexpr std::int64_t kGroupStrips = 4;
+// A head's rows lie pages apart, where the hardware does not prefetch.
+constexpr std::int64_t kRowsAhead = 8;
 static_assert(kTileRows <= kLanes);
 
 SG_INLINE std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
@@ -33,12 +35,16 @@ struct Range {
   std::int64_t begin, end;
 };
 
-// The rows of one register tile and the keys that at least one of them keeps.
+// The rows of one register tile, and the keys that bounds leave to at least one and to all of them.
 struct Strip {
   std::int64_t row;  // within the chunk
   int rows;
-  Range keys;
+  Range keys, common;
 };
+
+SG_INLINE void prefetch_row(const float* row, std::int64_t floats) {
+  for (std::int64_t i = 0; i < floats; i += kLineFloats) __builtin_prefetch(row + i, 0, 3);
+}
 
 struct Sizes {
   std::int64_t group;  // query heads that read one key-value head
@@ -76,7 +82,7 @@ class Chunk {
       load_values(block);
       for_each_group([&](const Strip* strips, int count) { attend(strips, count, block); });
     });
-    for (std::int64_t row = 0; row < rows_; ++row) write_out(row);
+    write_out();
     if (!args_.weights) return;
     for_each_block([&](Range block) {
       load_keys(block);
@@ -86,8 +92,20 @@ class Chunk {
 
  private:
   std::int64_t query_of(std::int64_t row) const { return (first_row_ + row) / sizes_.group; }
-  std::int64_t head_of(std::int64_t row) const {
-    return kv_head_ * sizes_.group + (first_row_ + row) % sizes_.group;
+
+  // body(row, query, head)
+  template <class Body>
+  void for_each_row(std::int64_t begin, std::int64_t end, Body body) const {
+    const std::int64_t first_head = kv_head_ * sizes_.group;
+    std::int64_t query = query_of(begin);
+    std::int64_t head = (first_row_ + begin) % sizes_.group;
+    for (std::int64_t row = begin; row < end; ++row) {
+      body(row, query, first_head + head);
+      if (++head == sizes_.group) {
+        head = 0;
+        ++query;
+      }
+    }
   }
 
   // Keys that the causal bound and the window leave to a query.
@@ -131,9 +149,11 @@ class Chunk {
     for (std::int64_t i = 0; i < strip_count_; ++i) {
       const std::int64_t begin = rows_ * i / strip_count_;
       const std::int64_t end = rows_ * (i + 1) / strip_count_;
-      strips_[i] = {begin,
-                    static_cast<int>(end - begin),
-                    {keys_of(query_of(begin)).begin, keys_of(query_of(end - 1)).end}};
+      const Range first = keys_of(query_of(begin)), last = keys_of(query_of(end - 1));
+      strips_[i] = {.row = begin,
+                    .rows = static_cast<int>(end - begin),
+                    .keys = {first.begin, last.end},
+                    .common = {last.begin, first.end}};
     }
     for (std::int64_t row = 0; row < rows_; ++row) {
       maxima_[row] = -kInf;
@@ -156,32 +176,47 @@ class Chunk {
   }
 
   void load_queries() {
+    const std::int64_t dim = args_.head_dim;
     const vf scale = set1(args_.softcap > 0.0f ? args_.scale / args_.softcap : args_.scale);
-    for (std::int64_t row = 0; row < rows_; ++row) {
-      const float* from = args_.q + (first_query_ + query_of(row)) * args_.q_stride +
-                          head_of(row) * args_.q_head_stride;
-      float* to = queries_ + row * args_.head_dim;
-      for_each_vector(args_.head_dim, [=](std::int64_t d, auto lanes) {
+    for_each_row(0, rows_, [&](std::int64_t row, std::int64_t query, std::int64_t head) {
+      const float* from =
+          args_.q + (first_query_ + query) * args_.q_stride + head * args_.q_head_stride;
+      if (query + kRowsAhead < len_q_) prefetch_row(from + kRowsAhead * args_.q_stride, dim);
+      float* to = queries_ + row * dim;
+      for_each_vector(dim, [=](std::int64_t d, auto lanes) {
         store(to + d, mul(load(from + d, lanes), scale), lanes);
       });
-    }
+    });
+  }
+
+  const float* first_key(Range block) const {
+    return args_.k + (first_key_ + block.begin) * args_.k_stride + kv_head_ * args_.k_head_stride;
+  }
+  const float* first_value(Range block) const {
+    return args_.v + (first_key_ + block.begin) * args_.v_stride + kv_head_ * args_.v_head_stride;
   }
 
   // Panels [head_dim, kPanel] of kPanel keys each, the last filled up with zeros.
   void load_keys(Range block) {
-    const std::int64_t count = block.end - block.begin;
-    const float* k =
-        args_.k + (first_key_ + block.begin) * args_.k_stride + kv_head_ * args_.k_head_stride;
-    for (std::int64_t j = 0; j < round_up(count, kPanel); j += kLanes) {
-      float* panel = keys_ + j / kPanel * kPanel * args_.head_dim + j % kPanel;
+    const float* k = first_key(block);
+    const std::int64_t count = block.end - block.begin, dim = args_.head_dim;
+    const std::int64_t stride = args_.k_stride;
+    for (std::int64_t j = 0; j < round_up(count, kPanel); j += kLanes, k += kLanes * stride) {
+      for (std::int64_t i = kRowsAhead; i < min_int(kRowsAhead + kLanes, count - j); ++i)
+        prefetch_row(k + i * stride, dim);
+      float* panel = keys_ + j / kPanel * kPanel * dim + j % kPanel;
       const std::int64_t left = count - j;
-      for_each_vector(args_.head_dim, [=, this](std::int64_t d, auto lanes) {
+      for_each_vector(dim, [=](std::int64_t d, auto lanes) {
         vf square[kLanes];
+        if (left >= kLanes) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i)
-          square[i] = i < left ? load(k + (j + i) * args_.k_stride + d, lanes) : zero();
+          for (int i = 0; i < kLanes; ++i) square[i] = load(k + i * stride + d, lanes);
+        } else {
+          for (int i = 0; i < kLanes; ++i)
+            square[i] = i < left ? load(k + i * stride + d, lanes) : zero();
+        }
         transpose(square);
-        const std::int64_t depth = min_int(kLanes, args_.head_dim - d);
+        const std::int64_t depth = min_int(kLanes, dim - d);
         for (int i = 0; i < depth; ++i) store(panel + (d + i) * kPanel, square[i]);
       });
     }
@@ -189,15 +224,20 @@ class Chunk {
 
   // Panels [keys, kPanel] of kPanel columns each, the last filled up with zeros.
   void load_values(Range block) {
-    const std::int64_t count = block.end - block.begin;
-    const float* v =
-        args_.v + (first_key_ + block.begin) * args_.v_stride + kv_head_ * args_.v_head_stride;
-    for (std::int64_t j = 0; j < count; ++j) {
-      for (std::int64_t d = 0; d < sizes_.padded_dim; d += kLanes) {
-        const vf x = load_n(v + j * args_.v_stride + d,
-                            static_cast<int>(clamp(args_.head_dim - d, 0, kLanes)));
-        store(values_ + d / kPanel * kPanel * sizes_.block_keys + j * kPanel + d % kPanel, x);
+    const float* v = first_value(block);
+    const std::int64_t count = block.end - block.begin, dim = args_.head_dim;
+    const std::int64_t stride = args_.v_stride, panel = sizes_.block_keys * kPanel;
+    for (std::int64_t j = 0; j < count; ++j, v += stride) {
+      if (j + kRowsAhead < count) prefetch_row(v + kRowsAhead * stride, dim);
+      float* to = values_ + j * kPanel;
+      std::int64_t d = 0;
+      for (; d + kPanel <= dim; d += kPanel, to += panel) {
+        store(to, load(v + d));
+        store(to + kLanes, load(v + d + kLanes));
       }
+      if (d == dim) continue;
+      store(to, load_n(v + d, static_cast<int>(min_int(dim - d, kLanes))));
+      store(to + kLanes, load_n(v + d + kLanes, static_cast<int>(max_int(dim - d - kLanes, 0))));
     }
   }
 
@@ -210,18 +250,19 @@ class Chunk {
     return {(keys.begin - block.begin) / kPanel * kPanel, keys.end - block.begin};
   }
 
-  std::int64_t mask_offset(std::int64_t row) const {
-    return sequence_ * args_.mask_batch_stride + head_of(row) * args_.mask_head_stride +
-           query_of(row) * args_.mask_row_stride;
+  std::int64_t mask_offset(std::int64_t query, std::int64_t head) const {
+    return sequence_ * args_.mask_batch_stride + head * args_.mask_head_stride +
+           query * args_.mask_row_stride;
   }
 
   bool mask_keeps_any(const Strip& strip, Range keys) const {
-    for (int r = 0; r < strip.rows; ++r) {
-      const std::uint8_t* mask = args_.bool_mask + mask_offset(strip.row + r);
-      for (std::int64_t key = keys.begin; key < keys.end; ++key)
-        if (mask[key]) return true;
-    }
-    return false;
+    bool any = false;
+    for_each_row(strip.row, strip.row + strip.rows,
+                 [&](auto, std::int64_t query, std::int64_t head) {
+                   const std::uint8_t* mask = args_.bool_mask + mask_offset(query, head);
+                   for (std::int64_t key = keys.begin; key < keys.end; ++key) any |= mask[key] != 0;
+                 });
+    return any;
   }
 
   float* scores_of(const Strip* strips, std::int64_t row) const {
@@ -242,45 +283,49 @@ class Chunk {
         });
       }
     }
-    for (int i = 0; i < count; ++i) {
-      if (columns[i].begin == columns[i].end) continue;
-      for (int r = 0; r < strips[i].rows; ++r) {
-        const std::int64_t row = strips[i].row + r;
-        mask(scores_of(strips, row), row, columns[i], block);
-      }
+    for (int i = 0; i < count; ++i)
+      if (columns[i].begin < columns[i].end) adjust(strips, strips[i], columns[i], block);
+  }
+
+  // Soft cap and masks.
+  void adjust(const Strip* strips, const Strip& strip, Range columns, Range block) const {
+    const Range whole{columns.begin, round_up(columns.end, kPanel)};
+    const bool bounded = strip.common.begin > block.begin + whole.begin ||
+                         strip.common.end < block.begin + whole.end;
+    const bool masked = args_.bool_mask || args_.add_mask;
+    if (!bounded && !masked && args_.softcap == 0.0f) return;
+    const auto body = [&](std::int64_t row, std::int64_t query, std::int64_t head) {
+      float* s = scores_of(strips, row);
+      if (args_.softcap > 0.0f) cap(s, whole);
+      if (masked) mask(s, mask_offset(query, head) + block.begin, whole, block.end - block.begin);
+      if (bounded) bound(s, keys_of(query), whole, block.begin);
+    };
+    for_each_row(strip.row, strip.row + strip.rows, body);
+  }
+
+  void cap(float* s, Range columns) const {
+    for (std::int64_t j = columns.begin; j < columns.end; j += kLanes)
+      store(s + j, mul(tanh(load(s + j)), set1(args_.softcap)));
+  }
+
+  // count: keys in the block; the mask may end there.
+  void mask(float* s, std::int64_t offset, Range columns, std::int64_t count) const {
+    for (std::int64_t j = columns.begin; j < columns.end; j += kLanes) {
+      const int n = static_cast<int>(clamp(count - j, 0, kLanes));
+      const vf x = load(s + j);
+      store(s + j, args_.bool_mask
+                       ? select(nonzero_bytes(args_.bool_mask + offset + j, n), x, set1(-kInf))
+                       : add(x, load_n(args_.add_mask + offset + j, n)));
     }
   }
 
-  // Soft cap and masks of one row.
-  void mask(float* s, std::int64_t row, Range columns, Range block) const {
-    const std::int64_t end = round_up(columns.end, kPanel);
-    if (args_.softcap > 0.0f) {
-      for (std::int64_t j = columns.begin; j < end; j += kLanes)
-        store(s + j, mul(tanh(load(s + j)), set1(args_.softcap)));
-    }
-    const std::int64_t count = block.end - block.begin;
-    if (args_.bool_mask) {
-      const std::uint8_t* keep = args_.bool_mask + mask_offset(row) + block.begin;
-      for (std::int64_t j = columns.begin; j < end; j += kLanes) {
-        const int n = static_cast<int>(clamp(count - j, 0, kLanes));
-        store(s + j, select(nonzero_bytes(keep + j, n), load(s + j), set1(-kInf)));
-      }
-    } else if (args_.add_mask) {
-      const float* bias = args_.add_mask + mask_offset(row) + block.begin;
-      for (std::int64_t j = columns.begin; j < end; j += kLanes) {
-        const int n = static_cast<int>(clamp(count - j, 0, kLanes));
-        store(s + j, add(load(s + j), load_n(bias + j, n)));
-      }
-    }
-    const Range keys = keys_of(query_of(row));
-    const std::int64_t from = keys.begin - block.begin, to = keys.end - block.begin;
-    if (from <= columns.begin && to >= end) return;
-    const vf first = set1(static_cast<float>(max_int(from, 0)));
-    const vf last = set1(static_cast<float>(clamp(to, 0, end)));
-    for (std::int64_t j = columns.begin; j < end; j += kLanes) {
+  static void bound(float* s, Range keys, Range columns, std::int64_t first_key) {
+    const vf begin = set1(static_cast<float>(clamp(keys.begin - first_key, 0, columns.end)));
+    const vf end = set1(static_cast<float>(clamp(keys.end - first_key, 0, columns.end)));
+    for (std::int64_t j = columns.begin; j < columns.end; j += kLanes) {
       const vf index = add(iota(), set1(static_cast<float>(j)));
-      const vf kept = select(less(index, first), set1(-kInf), load(s + j));
-      store(s + j, select(less(index, last), kept, set1(-kInf)));
+      const vf x = select(less(index, begin), set1(-kInf), load(s + j));
+      store(s + j, select(less(index, end), x, set1(-kInf)));
     }
   }
 
@@ -348,17 +393,23 @@ class Chunk {
     }
   }
 
-  void write_out(std::int64_t row) const {
-    const std::int64_t token = first_query_ + query_of(row);
-    float* out = args_.out + token * args_.out_stride + head_of(row) * args_.out_head_stride;
-    const float total = sums_[row];
-    const float* from = accumulators_ + row * sizes_.padded_dim;
-    const vf scale = set1(1.0f / total);
-    for_each_vector(args_.head_dim, [=](std::int64_t d, auto lanes) {
-      store(out + d, total == 0.0f ? zero() : mul(load(from + d, lanes), scale), lanes);
+  void write_out() const {
+    const std::int64_t dim = args_.head_dim;
+    for_each_row(0, rows_, [&](std::int64_t row, std::int64_t query, std::int64_t head) {
+      const std::int64_t token = first_query_ + query;
+      float* out = args_.out + token * args_.out_stride + head * args_.out_head_stride;
+      const float* from = accumulators_ + row * sizes_.padded_dim;
+      const float total = sums_[row];
+      const vf scale = set1(1.0f / total);
+      if (total == 0.0f)
+        for_each_vector(dim, [=](std::int64_t d, auto lanes) { store(out + d, zero(), lanes); });
+      else
+        for_each_vector(dim, [=](std::int64_t d, auto lanes) {
+          store(out + d, mul(load(from + d), scale), lanes);
+        });
+      if (args_.lse)
+        args_.lse[head * args_.lse_stride + token] = maxima_[row] + __builtin_logf(total);
     });
-    if (args_.lse)
-      args_.lse[head_of(row) * args_.lse_stride + token] = maxima_[row] + __builtin_logf(total);
   }
 
   void write_weights(const Strip* strips, int count, Range block) {
@@ -366,20 +417,18 @@ class Chunk {
     for (int i = 0; i < count; ++i) columns[i] = columns_of(strips[i], block);
     score(strips, count, columns, block);
     for (int i = 0; i < count; ++i) {
-      for (int r = 0; r < strips[i].rows; ++r) {
-        const std::int64_t row = strips[i].row + r;
+      const auto body = [&](std::int64_t row, std::int64_t query, std::int64_t head) {
         const float* s = scores_of(strips, row);
-        float* to = args_.weights +
-                    ((sequence_ * args_.num_heads + head_of(row)) * args_.max_q + query_of(row)) *
-                        args_.max_k +
-                    block.begin;
+        const std::int64_t matrix = sequence_ * args_.num_heads + head;
+        float* to = args_.weights + (matrix * args_.max_q + query) * args_.max_k + block.begin;
         const vf shift = shift_of(set1(maxima_[row]));
         const vf scale = set1(sums_[row] == 0.0f ? 0.0f : 1.0f / sums_[row]);
         for (std::int64_t j = columns[i].begin; j < columns[i].end; j += kLanes) {
           const vf e = exp_nonpositive(sub(load(s + j), shift));
           store_n(to + j, mul(e, scale), static_cast<int>(min_int(kLanes, columns[i].end - j)));
         }
-      }
+      };
+      for_each_row(strips[i].row, strips[i].row + strips[i].rows, body);
     }
   }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,10 +43,8 @@ class Tokenizer:
         import tokenizers
 
         content = Path(path).read_bytes()
-        try:
+        with _library_errors(f"{os.fspath(path)}: not a tokenizer"):
             return cls(tokenizers.Tokenizer.from_buffer(content))
-        except Exception as error:  # the library raises no narrower type
-            raise CheckpointError(f"{os.fspath(path)}: not a tokenizer: {error}") from None
 
     @property
     def vocab_size(self) -> int:
@@ -61,7 +60,7 @@ class Tokenizer:
 
         Raises TypeError when `texts` is not a sequence of str, and ValueError when one holds a lone
         surrogate, is too long and not to be truncated, or `max_length` leaves no room for the
-        special tokens.
+        special tokens; CheckpointError when the tokenizer contradicts itself.
         """
         if max_length < self.num_special_tokens:
             raise ValueError(
@@ -69,8 +68,10 @@ class Tokenizer:
                 f"{self.num_special_tokens}, the special tokens of a text"
             )
         check_texts(texts)
+        with _library_errors("the tokenizer fails"):
+            batch = self._tokenizer.encode_batch_fast(list(texts))
         encodings: list[Encoding] = []
-        for index, full in enumerate(self._tokenizer.encode_batch_fast(list(texts))):
+        for index, full in enumerate(batch):
             if len(full) <= max_length:
                 encodings.append(Encoding(full.ids, full.type_ids, truncated=False))
             elif truncate:
@@ -94,6 +95,17 @@ class Tokenizer:
         encoding.truncate(max_length - self.num_special_tokens)
         encoding = self._tokenizer.post_process(encoding)
         return Encoding(encoding.ids, encoding.type_ids, truncated=True)
+
+
+@contextmanager
+def _library_errors(problem: str) -> Iterator[None]:
+    """Narrow what the library raises: bare Exception, and BaseException where its Rust panics."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise CheckpointError(f"{problem}: {error}") from None
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -205,7 +205,7 @@ def _entry(name: str, field: Any) -> Entry:
         )
     if not _are_sizes(shape) or len(shape) > MAX_DIMS:
         raise ValueError(f"{quote(name)} has shape {quote(shape)}, expected up to {MAX_DIMS} sizes")
-    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"{quote(name)} has data_offsets {quote(offsets)}, expected [begin, end]")
     itemsize = DTYPES[dtype].itemsize
     # NumPy bounds the product of the sizes that are not zero, too.
