@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from bench import exports, report, startup
+from bench import breakdown, exports, report, startup
+from bench.bench_bert import Bert
 from bench.case import KERNELS, MODELS, Case, select
 from bench.limits import ROOT, Limits, probe
 from bench.peers import ENGINES, missing_packages, version, workers
@@ -110,9 +111,31 @@ def start_processes(quick: bool, threads: int, lock: Path | None) -> None:
         for _ in range(3 if quick else 15):
             for engine in engines:
                 starts[engine].append(startup.start(engine, threads))
+    if (apart := startup.disagreement(starts)) > startup.TOLERANCE:
+        raise click.ClickException(f"the embeddings are {apart:.1e} apart")
     click.echo(f"start to first embedding, all-MiniLM-L6-v2, {threads} threads")
     for engine in engines:
         click.echo(startup.line(ENGINES[engine].label, starts[engine]))
+
+
+@main.command("breakdown")
+@click.option("--filter", "pattern", default="", help="Only cases whose name holds this.")
+@common_options
+def break_down(pattern: str, quick: bool, threads: int, lock: Path | None) -> None:
+    """Each kernel of softgate's encoder layer at the models' batches."""
+    import softgate
+
+    softgate.set_num_threads(threads)
+    with exclusive(lock):
+        limits = probe(threads, quick=quick)
+    for bench, case in select(MODELS, pattern):
+        if isinstance(case, Bert):
+            steps = breakdown.layer_steps(case)
+            with exclusive(lock):
+                timings = breakdown.time_steps(steps, Effort.quick() if quick else Effort())
+            click.echo(
+                "\n".join([f"{bench} {case.name}", *breakdown.lines(steps, timings, limits), ""])
+            )
 
 
 def run(

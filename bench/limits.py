@@ -63,6 +63,12 @@ class Limits:
     def peak_gflops(self) -> float:
         return max(self.fma.values())
 
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether the threads together compute clearly less than one by itself, times their
+        number: then other work has the cores, and ratios between engines mean little."""
+        return self.fma[self.threads] < 0.8 * self.threads * self.fma[1]
+
     def bandwidth(self, work: Work) -> float:
         """GB/s at the working set of `work`; for copies of the better kind of store."""
         if work.traffic == "read":

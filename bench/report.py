@@ -15,18 +15,21 @@ from bench.runner import CaseResult, EngineResult
 from bench.timing import geometric_mean
 
 
+def digits(value: float) -> str:
+    """Three significant ones, more before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def milliseconds(seconds: float) -> str:
-    """Three significant digits."""
-    value = seconds * 1e3
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+    return f"{digits(seconds * 1e3)} ms"
 
 
 def rate(result: CaseResult, seconds: float, limits: Limits) -> str:
     """GFLOP/s where arithmetic bounds the case, GB/s where memory does."""
     work = result.work
     if work.flops / limits.peak_gflops >= work.bytes / limits.bandwidth(work):
-        return f"{work.flops / seconds / 1e9:.0f} GFLOP/s"
-    return f"{work.bytes / seconds / 1e9:.1f} GB/s"
+        return f"{digits(work.flops / seconds / 1e9)} GFLOP/s"
+    return f"{digits(work.bytes / seconds / 1e9)} GB/s"
 
 
 def case_lines(result: CaseResult, limits: Limits) -> list[str]:
@@ -65,8 +68,10 @@ def summary_line(results: Sequence[CaseResult]) -> str | None:
 
 def limits_lines(limits: Limits) -> list[str]:
     """The hardware's limits, as measured."""
-    fma = ", ".join(f"{rate:.0f} GFLOP/s ({n} threads)" for n, rate in limits.fma.items())
-    lines = [f"limits: fp32 FMA {fma}, {limits.vector_bits}-bit vectors"]
+    fma = ", ".join(f"{rate:.0f} GFLOP/s on {n}" for n, rate in limits.fma.items())
+    lines = [f"limits: fp32 FMA {fma} threads, {limits.vector_bits}-bit vectors"]
+    if limits.is_disturbed:
+        lines.append("  the threads do not have the cores to themselves: do not trust this run")
     lines.append(f"  GB/s, {limits.threads} threads   " + "read   copy   copy, streaming stores")
     for size in limits.read:
         values = (limits.read[size], limits.copy[size], limits.copy_streaming[size])
@@ -147,7 +152,7 @@ def write_roofline(path: Path, results: Sequence[CaseResult], limits: Limits) ->
             zorder=1,
         )
         axes.annotate(
-            f"{size / 2**20:g} MiB", (left, left * bandwidth), color="0.5", fontsize=7, va="bottom"
+            f"read {size / 2**20:g} MiB", (left, left * bandwidth), color="0.5", fontsize=7
         )
     axes.axhline(limits.peak_gflops, color="0.4", linewidth=1, zorder=1)
     axes.annotate(
@@ -157,24 +162,23 @@ def write_roofline(path: Path, results: Sequence[CaseResult], limits: Limits) ->
         va="bottom",
         fontsize=8,
     )
-    for engine, color in _colors(results).items():
-        timed = [(r, median) for r in results if (median := r.median(engine)) is not None]
-        axes.scatter(
-            [result.work.intensity for result, _ in timed],
-            [result.work.flops / median / 1e9 for result, median in timed],
-            label=ENGINES[engine].label,
-            color=color,
-            s=28,
-            zorder=3 if engine == "softgate" else 2,
-        )
+    colors = _colors(results)
+    markers = dict(zip(dict.fromkeys(result.bench for result in results), "os^Dvph", strict=False))
     for result in results:
-        if (median := result.median("softgate")) is not None:
-            axes.annotate(
-                f" {result.bench} {result.name}",
-                (result.work.intensity, result.work.flops / median / 1e9),
-                fontsize=6,
-                va="center",
-            )
+        for engine, color in colors.items():
+            if (median := result.median(engine)) is not None:
+                axes.scatter(
+                    result.work.intensity,
+                    result.work.flops / median / 1e9,
+                    color=color,
+                    marker=markers[result.bench],
+                    s=30,
+                    zorder=3 if engine == "softgate" else 2,
+                )
+    for engine, color in colors.items():
+        axes.scatter([], [], color=color, label=ENGINES[engine].label)
+    for bench, marker in markers.items():
+        axes.scatter([], [], color="0.4", marker=marker, label=bench)
     axes.set(
         xscale="log",
         yscale="log",

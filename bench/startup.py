@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +20,7 @@ from bench.limits import ROOT
 from bench.peers import thread_settings
 from bench.timing import quantile
 
+TOLERANCE = 1e-4
 TEXT = "A heddle lifts the warp."
 
 
@@ -91,6 +93,12 @@ def start(engine: str, threads: int) -> Startup:
         raise RuntimeError(f"startup: {engine} ended with code {process.returncode}")
     report = json.loads(line)
     return Startup(seconds, report["peak_bytes"], tuple(report["head"]))
+
+
+def disagreement(starts: Mapping[str, list[Startup]]) -> float:
+    """Largest difference between the first numbers of any two embeddings."""
+    heads = [one.head for several in starts.values() for one in several]
+    return max(max(column) - min(column) for column in zip(*heads, strict=True))
 
 
 def line(engine: str, starts: list[Startup]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench import __main__ as command_line
-from bench import case, limits, peers, report, runner, timing
+from bench import breakdown, case, limits, peers, report, runner, startup, timing
+from bench.bench_bert import Bert
 from bench.bench_softmax import Softmax
 
 
@@ -97,6 +99,20 @@ def test_limit_is_the_slower_of_arithmetic_and_memory() -> None:
     assert LIMITS.seconds(arithmetic) == pytest.approx(1e9 / 100e9)
     memory = limits.Work(flops=1.0, bytes=1024**2, traffic="copy")
     assert LIMITS.seconds(memory) == pytest.approx(1024**2 / 15e9)
+
+
+def test_a_busy_machine_is_said() -> None:
+    busy = dataclasses.replace(LIMITS, fma={1: 50.0, 2: 60.0})
+    assert busy.is_disturbed and not LIMITS.is_disturbed
+    assert "do not trust this run" in "\n".join(report.limits_lines(busy))
+    assert "do not trust this run" not in "\n".join(report.limits_lines(LIMITS))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2614.2, "2614"), (12.345, "12.3"), (0.0412, "0.0412")]
+)
+def test_digits(value: float, text: str) -> None:
+    assert report.digits(value) == text
 
 
 @pytest.mark.parametrize("bench", [*case.KERNELS, *case.MODELS])
@@ -208,6 +224,25 @@ def test_bad_arguments(arguments: list[str], message: str) -> None:
     outcome = CliRunner().invoke(command_line.main, arguments)
     assert outcome.exit_code == 2
     assert message in outcome.output
+
+
+def test_breakdown_names_every_call_of_a_layer() -> None:
+    one = Bert("minilm", "1x3", (3,))
+    steps = breakdown.layer_steps(one)
+    timings = breakdown.time_steps(steps, timing.Effort(seconds=0.0, min_rounds=1))
+    lines = breakdown.lines(steps, timings, LIMITS)
+    assert len(lines) == len(steps) + 1 == 8
+    products = sum(step.work.flops for step in steps if step.work.traffic == "read")
+    scores = sum(step.work.flops for step in steps if step.name == "attention")
+    assert 6 * (products + scores) == one.work.flops
+
+
+def test_startups_must_agree() -> None:
+    one = startup.Startup(0.3, 2**20, (0.25, -0.5))
+    assert startup.disagreement({"a": [one], "b": [one]}) == 0.0
+    other = dataclasses.replace(one, head=(0.25, -0.25))
+    assert startup.disagreement({"a": [one], "b": [one, other]}) == 0.25
+    assert startup.line("a", [one]) == "  a             0.300 s (0.300 .. 0.300)  1 MiB"
 
 
 @pytest.fixture
