@@ -34,7 +34,9 @@ class Parameter:
     def fill(self, array: FloatArray) -> None:
         """Copy `array` in. It must have the parameter's shape."""
         if array.shape != self.shape:
-            raise ValueError(f"parameter has shape {list(array.shape)}, expected {list(self.shape)}")
+            raise ValueError(
+                f"parameter has shape {list(array.shape)}, expected {list(self.shape)}"
+            )
         array = np.ascontiguousarray(array, dtype=np.float32)
         if self.packed:
             self.value = ops.pack(array)
@@ -157,7 +159,7 @@ class Embedding(Module):
         self.eps = eps
 
     def forward(self, *ids: Tensor) -> Tensor:
-        """ids: an int32 or int64 `[total_tokens]` for each table; result: `[total_tokens, hidden_size]`."""
+        """ids: an integer `[total_tokens]` for each table. Gives `[total_tokens, hidden_size]`."""
         return ops.embedding(
             ids,
             [table.value for table in self.tables],
@@ -215,4 +217,5 @@ class FeedForward(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x and the result: `[total_tokens, hidden_size]`."""
-        return self.down(self.up(x, activation=self.activation))
+        y: Tensor = self.down(self.up(x, activation=self.activation))
+        return y

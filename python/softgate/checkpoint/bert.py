@@ -17,7 +17,7 @@ def bert_names(num_layers: int, pooler: bool) -> dict[str, tuple[str, ...]]:
             for kind in ("weight", "bias")
         }
 
-    names = {
+    names: dict[str, tuple[str, ...]] = {
         f"embedding.tables.{i}": (f"embeddings.{table}_embeddings.weight",)
         for i, table in enumerate(("word", "position", "token_type"))
     }

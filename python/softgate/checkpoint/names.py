@@ -46,7 +46,9 @@ def join(names: Iterable[str], tensors: Mapping[str, npt.NDArray[Any]]) -> npt.N
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def split(table: Table, state: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:
+def split(
+    table: Table, state: Mapping[str, npt.NDArray[np.float32]]
+) -> dict[str, npt.NDArray[Any]]:
     """The checkpoint's tensors: views of softgate's parameters."""
     return {
         name: part

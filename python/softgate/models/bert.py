@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +58,9 @@ class BertConfig:
             if name in ("hidden_act", "layer_norm_eps"):
                 continue
             if type(value) is not int or not 1 <= value <= _MAX_SIZE:
-                raise ValueError(f"config: {name} is {value!r}, expected an integer from 1 to {_MAX_SIZE}")
+                raise ValueError(
+                    f"config: {name} is {value!r}, expected an integer from 1 to {_MAX_SIZE}"
+                )
         if not isinstance(self.hidden_act, str) or self.hidden_act not in _ACTIVATIONS:
             raise ValueError(
                 f"config: hidden_act is {self.hidden_act!r}, expected one of {sorted(_ACTIVATIONS)}"
@@ -93,7 +94,9 @@ class BertConfig:
             raise ValueError(f"config: {', '.join(missing)} missing")
         positions = config.get("position_embedding_type", "absolute")
         if positions != "absolute":
-            raise ValueError(f"config: position_embedding_type is {positions!r}, expected 'absolute'")
+            raise ValueError(
+                f"config: position_embedding_type is {positions!r}, expected 'absolute'"
+            )
         for name in ("is_decoder", "add_cross_attention"):
             if config.get(name):
                 raise ValueError(f"config: {name} is {config[name]!r}, expected false")
@@ -183,9 +186,7 @@ class Bert(nn.Module):
 
     tokenizer: Tokenizer | None
 
-    def __init__(
-        self, config: BertConfig, *, pooler: bool = True, seed: int | None = 0
-    ) -> None:
+    def __init__(self, config: BertConfig, *, pooler: bool = True, seed: int | None = 0) -> None:
         """seed: of the random weights; None leaves the weights to `load_state_dict`."""
         self.config = config
         tables = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
@@ -306,7 +307,7 @@ class Bert(nn.Module):
         warning says how many did. batch_tokens: tokens computed at a time.
         """
         if self.tokenizer is None:
-            raise ValueError("encode: the model has no tokenizer, expected a checkpoint with tokenizer.json")
+            raise ValueError("encode: the model has no tokenizer.json")
         limit = self.max_length if max_length is None else max_length
         if not 1 <= limit <= self.max_length:
             raise ValueError(f"encode: max_length is {limit}, expected 1 to {self.max_length}")
@@ -339,7 +340,9 @@ class Bert(nn.Module):
     def _pool_first(self, x: Tensor, cu_seqlens: Tensor) -> FloatArray | None:
         if self.pooler is None:
             return None
-        return np.tanh(self.pooler(ops.pool(x, cu_seqlens, "cls")).numpy())
+        first: Tensor = self.pooler(ops.pool(x, cu_seqlens, "cls"))
+        pooled: FloatArray = np.tanh(first.numpy())
+        return pooled
 
     def _pack(
         self,
@@ -370,7 +373,7 @@ def _cu_seqlens(lengths: Sequence[int] | IntArray) -> npt.NDArray[np.int32]:
     return offsets.astype(np.int32)
 
 
-def _flatten(name: str, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+def _flatten(name: str, rows: Sequence[Sequence[int]] | IntArray) -> npt.NDArray[np.int64]:
     if not all(isinstance(row, Sequence | np.ndarray) for row in rows):
         raise TypeError(f"{name}: expected a list of lists of integers")
     flat = [token for row in rows for token in row]
@@ -400,25 +403,27 @@ def _pack_padded(
     attention_mask: npt.NDArray[Any] | None,
     token_type_ids: Sequence[Sequence[int]] | IntArray | None,
 ) -> _Packed:
-    if input_ids.ndim != 2 or input_ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"input_ids: {input_ids.dtype} array of shape {list(input_ids.shape)}, expected "
-            "integers of [batch, length]"
-        )
+    types = np.zeros_like(input_ids) if token_type_ids is None else np.asarray(token_type_ids)
+    for name, ids in (("input_ids", input_ids), ("token_type_ids", types)):
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise ValueError(
+                f"{name}: {ids.dtype} array of shape {list(ids.shape)}, expected integers of "
+                "[batch, length]"
+            )
     kept = np.ones(input_ids.shape, dtype=bool)
     if attention_mask is not None:
         kept = np.asarray(attention_mask) != 0
-    types = np.zeros_like(input_ids) if token_type_ids is None else np.asarray(token_type_ids)
     for name, array in (("attention_mask", kept), ("token_type_ids", types)):
         if array.shape != input_ids.shape:
             raise ValueError(
                 f"{name}: shape {list(array.shape)}, expected that of input_ids, "
                 f"{list(input_ids.shape)}"
             )
+    positions = np.broadcast_to(np.arange(kept.shape[-1]), kept.shape)[kept]
     return _Packed(
         input_ids[kept].astype(np.int64),
         types[kept].astype(np.int64),
-        np.flatnonzero(kept) % kept.shape[1],
+        positions,
         _cu_seqlens(kept.sum(axis=1)),
         kept,
     )

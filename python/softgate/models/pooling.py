@@ -82,7 +82,9 @@ def _pooling_mode(checkpoint: Checkpoint, name: str) -> Pooling:
         return mode
     chosen = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     if len(chosen) != 1 or chosen[0] not in _MODES:
-        raise CheckpointError(f"{name}: pooling {chosen} is not supported, expected one of {list(_MODES)}")
+        raise CheckpointError(
+            f"{name}: pooling {chosen} is not supported, expected one of {list(_MODES)}"
+        )
     return _MODES[chosen[0]]
 
 
