@@ -193,20 +193,28 @@ class Chunk {
       for (std::int64_t i = kRowsAhead; i < min_int(kRowsAhead + kLanes, count - j); ++i)
         prefetch_row(k + i * stride, dim);
       float* panel = keys_ + j / kPanel * kPanel * dim + j % kPanel;
-      const std::int64_t left = count - j;
-      for_each_vector(dim, [=](std::int64_t d, auto lanes) {
-        vf square[kLanes];
-        if (left >= kLanes) {
+      const int rows = static_cast<int>(clamp(count - j, 0, kLanes));
+      for (std::int64_t d = 0; d < dim; d += kLanes)
+        pack_transposed(k + d, stride, rows, static_cast<int>(min_int(dim - d, kLanes)),
+                        panel + d * kPanel);
+    }
+  }
+
+  // [rows, columns] to [columns, kPanel], with zeros in place of missing rows.
+  static void pack_transposed(const float* from, std::int64_t stride, int rows, int columns,
+                              float* to) {
+    vf square[kLanes];
+    if (rows == kLanes && columns == kLanes) {
 #pragma GCC unroll 16
-          for (int i = 0; i < kLanes; ++i) square[i] = load(k + i * stride + d, lanes);
-        } else {
-          for (int i = 0; i < kLanes; ++i)
-            square[i] = i < left ? load(k + i * stride + d, lanes) : zero();
-        }
-        transpose(square);
-        const std::int64_t depth = min_int(kLanes, dim - d);
-        for (int i = 0; i < depth; ++i) store(panel + (d + i) * kPanel, square[i]);
-      });
+      for (int i = 0; i < kLanes; ++i) square[i] = load(from + i * stride);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store(to + i * kPanel, square[i]);
+    } else {
+      for (int i = 0; i < kLanes; ++i)
+        square[i] = i < rows ? load_n(from + i * stride, columns) : zero();
+      transpose(square);
+      for (int i = 0; i < columns; ++i) store(to + i * kPanel, square[i]);
     }
   }
 
@@ -312,15 +320,39 @@ class Chunk {
   // What to subtract from a row's scores: nothing while all of them are -inf.
   static vf shift_of(vf maxima) { return select(less(set1(-kInf), maxima), maxima, zero()); }
 
+  // s = exp(s - shift); returns the sum.
+  static float exponentiate(float* s, std::int64_t begin, std::int64_t end, vf shift) {
+    vf total[2] = {zero(), zero()};
+    const auto step = [&](auto& x, std::int64_t j) __attribute__((always_inline)) {
+      constexpr int kVectors = sizeof(x) / sizeof(vf);
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) x[i] = sub(load(s + j + i * kLanes), shift);
+      exp_nonpositive(x);
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        store(s + j + i * kLanes, x[i]);
+        total[i % 2] = add(total[i % 2], x[i]);
+      }
+    };
+    vf four[4], two[2];
+    std::int64_t j = begin;
+    for (; j + 2 * kPanel <= end; j += 2 * kPanel) step(four, j);
+    if (j < end) step(two, j);
+    return sum(add(total[0], total[1]));
+  }
+
   // Scores become weights relative to the row's maximum so far.
   void exponentiate(const Strip& strip, Range columns) {
     const std::int64_t end = round_up(columns.end, kPanel);
     alignas(64) float fresh[kLanes] = {};
     for (int r = 0; r < strip.rows; ++r) {
-      vf m = set1(-kInf);
-      for (std::int64_t j = columns.begin; j < end; j += kLanes)
-        m = max(m, load(scores_ + r * kBlockKeys + j));
-      fresh[r] = hmax(m);
+      const float* s = scores_ + r * kBlockKeys;
+      vf m[2] = {set1(-kInf), set1(-kInf)};
+      for (std::int64_t j = columns.begin; j < end; j += kPanel) {
+        m[0] = max(m[0], load(s + j));
+        m[1] = max(m[1], load(s + j + kLanes));
+      }
+      fresh[r] = hmax(max(m[0], m[1]));
     }
     const vf before = load_n(maxima_ + strip.row, strip.rows);
     const vf maxima = max(before, load(fresh));
@@ -329,17 +361,8 @@ class Chunk {
     store_n(maxima_ + strip.row, maxima, strip.rows);
     store(rescale_, rescale);
     store(fresh, shift);
-    for (int r = 0; r < strip.rows; ++r) {
-      float* s = scores_ + r * kBlockKeys;
-      const vf row_shift = set1(fresh[r]);
-      vf total = zero();
-      for (std::int64_t j = columns.begin; j < end; j += kLanes) {
-        const vf e = exp_nonpositive(sub(load(s + j), row_shift));
-        store(s + j, e);
-        total = add(total, e);
-      }
-      fresh[r] = sum(total);
-    }
+    for (int r = 0; r < strip.rows; ++r)
+      fresh[r] = exponentiate(scores_ + r * kBlockKeys, columns.begin, end, set1(fresh[r]));
     const vf sums = fma(load_n(sums_ + strip.row, strip.rows), rescale, load(fresh));
     store_n(sums_ + strip.row, sums, strip.rows);
   }
