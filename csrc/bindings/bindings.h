@@ -2,6 +2,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <optional>
 #include <ostream>
@@ -40,9 +41,28 @@ py::object to_numpy(const Tensor& tensor);
 // What an op returns: `out` where it was given, else an array of the kind of its first argument.
 py::object to_result(Tensor&& tensor, py::handle first, py::handle out);
 
+// Lets other Python threads run. Taking the lock back while the interpreter exits, CPython before
+// 3.14 unwinds the thread, which must not leave a destructor: it waits for the process to end.
+class ReleasedGil {
+ public:
+  ReleasedGil() : state_(PyEval_SaveThread()) {}
+  ~ReleasedGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 template <class Function>
 auto without_gil(Function&& function) {
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   return std::forward<Function>(function)();
 }
 

@@ -172,7 +172,7 @@ void register_ops(py::module_& m) {
                              [](const PackedWeight& weight) { return name(weight.dtype()); })
       .def_property_readonly("nbytes", &PackedWeight::bytes)
       .def_property_readonly("isa", &PackedWeight::isa)
-      .def("unpack", &PackedWeight::unpack, py::call_guard<py::gil_scoped_release>())
+      .def("unpack", &PackedWeight::unpack, py::call_guard<ReleasedGil>())
       .def("__repr__", &repr);
 
   m.def("pack", &pack, arg("weight"));

@@ -26,8 +26,7 @@ void register_errors() {
 
 void register_runtime(py::module_& m) {
   m.def("num_threads", &num_threads);
-  m.def("set_num_threads", &set_num_threads, py::arg("count"),
-        py::call_guard<py::gil_scoped_release>());
+  m.def("set_num_threads", &set_num_threads, py::arg("count"), py::call_guard<ReleasedGil>());
   m.def("isa", &cpu::isa);
   m.def("isas", &cpu::isas);
   m.def("set_isa", &cpu::set_isa, py::arg("name"));

@@ -30,7 +30,7 @@ DType dtype_from_name(const std::string& text) {
   for (const DType dtype : kDTypes) {
     if (text == name(dtype)) return dtype;
   }
-  wrong_dtype({"Tensor", "result", kAnyDType}, text);
+  throw TypeError(concat("Tensor.empty: dtype is '", text, "', expected ", kAnyDType));
 }
 
 // Sizes from an int or a sequence of them.

@@ -29,7 +29,7 @@ constexpr int kMaxThreads = 1024;
 constexpr std::size_t kCacheLine = 64;
 constexpr auto kSpinTime = std::chrono::microseconds(100);
 
-void pause() {
+void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -41,7 +41,7 @@ void pause() {
 class Spinner {
  public:
   bool again() {
-    pause();
+    relax();
     if (++turns_ % 32 != 0) return true;
     const auto now = std::chrono::steady_clock::now();
     if (turns_ == 32) end_ = now + kSpinTime;

@@ -14,70 +14,81 @@ SG_INLINE std::int64_t part_begin(std::int64_t size, std::int64_t parts, std::in
   return size * i / parts;
 }
 
-template <Activation A>
-SG_INLINE void finish(const LinearArgs& args, vf value, std::int64_t row, std::int64_t column,
-                      int n) {
-  if (args.bias) value = add(value, load_n(args.bias + column, n));
-  value = activate<A>(value);
-  if (args.residual)
-    value = add(value, load_n(args.residual + row * args.residual_stride + column, n));
-  store_n(args.out + row * args.out_stride + column, value, n);
+template <bool Whole>
+SG_INLINE vf load_part(const float* p, int n) {
+  return Whole ? load(p) : load_n(p, n);
 }
 
-template <Activation A, int R>
-SG_INLINE void finish(const LinearArgs& args, const Tile<R>& tile, std::int64_t row,
-                      std::int64_t column) {
+// The epilogue on one vector: columns [column, column + n) of a row, n = kLanes when Whole.
+template <Activation A, bool Whole>
+SG_INLINE void finish(const LinearArgs& args, const float* sums, std::int64_t row,
+                      std::int64_t column, int n) {
+  vf value = load(sums);
+  if (args.bias) value = add(value, load_part<Whole>(args.bias + column, n));
+  value = activate<A>(value);
+  if (args.residual) {
+    const float* residual = args.residual + row * args.residual_stride + column;
+    value = add(value, load_part<Whole>(residual, n));
+  }
+  float* out = args.out + row * args.out_stride + column;
+  if constexpr (Whole)
+    store(out, value);
+  else
+    store_n(out, value, n);
+}
+
+// The epilogue on a block of rows of one panel.
+template <Activation A>
+void finish_block(const LinearArgs& args, const float* sums, std::int64_t first_row,
+                  std::int64_t rows, std::int64_t column) {
   const std::int64_t left = args.out_features - column;
   if (left >= kPanel) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      float* out = args.out + (row + r) * args.out_stride + column;
-      vf c0 = tile.c[r][0], c1 = tile.c[r][1];
-      if (args.bias) {
-        c0 = add(c0, load(args.bias + column));
-        c1 = add(c1, load(args.bias + column + kLanes));
-      }
-      c0 = activate<A>(c0);
-      c1 = activate<A>(c1);
-      if (args.residual) {
-        const float* residual = args.residual + (row + r) * args.residual_stride + column;
-        c0 = add(c0, load(residual));
-        c1 = add(c1, load(residual + kLanes));
-      }
-      store(out, c0);
-      store(out + kLanes, c1);
+    for (std::int64_t r = 0; r < rows; ++r, sums += kPanel) {
+      finish<A, true>(args, sums, first_row + r, column, kLanes);
+      finish<A, true>(args, sums + kLanes, first_row + r, column + kLanes, kLanes);
     }
     return;
   }
-  for (int r = 0; r < R; ++r) {
-    finish<A>(args, tile.c[r][0], row + r, column, static_cast<int>(min_int(left, kLanes)));
-    if (left > kLanes)
-      finish<A>(args, tile.c[r][1], row + r, column + kLanes, static_cast<int>(left - kLanes));
+  for (std::int64_t r = 0; r < rows; ++r, sums += kPanel)
+    for (std::int64_t j = 0; j < left; j += kLanes)
+      finish<A, false>(args, sums + j, first_row + r, column + j,
+                       static_cast<int>(min_int(kLanes, left - j)));
+}
+
+using Finish = void (*)(const LinearArgs&, const float*, std::int64_t, std::int64_t, std::int64_t);
+
+Finish finish_for(Activation activation) {
+  switch (activation) {
+    case Activation::none: return finish_block<Activation::none>;
+    case Activation::gelu: return finish_block<Activation::gelu>;
+    case Activation::gelu_tanh: return finish_block<Activation::gelu_tanh>;
+    case Activation::relu: return finish_block<Activation::relu>;
+    case Activation::silu: return finish_block<Activation::silu>;
   }
+  return nullptr;
 }
 
 struct Blocking {
-  std::int64_t row_tiles;    // of at most kTileRows rows
-  std::int64_t row_blocks;   // of row tiles
-  std::int64_t panels;       // of kPanel columns
+  std::int64_t row_tiles;   // of at most kTileRows rows
+  std::int64_t row_blocks;  // of row tiles
+  std::int64_t panels;      // of kPanel columns
   std::int64_t panel_groups;
-  std::int64_t slices;       // of the depth
+  std::int64_t slices;  // of the depth
 };
 
-template <Activation A>
-void run_task(const LinearArgs& args, const Blocking& blocking, std::int64_t task) {
+void run_task(const LinearArgs& args, const Blocking& blocking, Finish finish, std::int64_t task) {
   const std::int64_t block = task / blocking.panel_groups;
   const std::int64_t group = task % blocking.panel_groups;
   const std::int64_t tile_begin = part_begin(blocking.row_tiles, blocking.row_blocks, block);
   const std::int64_t tile_end = part_begin(blocking.row_tiles, blocking.row_blocks, block + 1);
   const std::int64_t first_row = part_begin(args.rows, blocking.row_tiles, tile_begin);
-  float* partial = nullptr;  // [rows of the block, kPanel], sums of the slices so far
-  if (blocking.slices > 1)
-    partial = static_cast<float*>(
-        scratch(sizeof(float) * kPanel * static_cast<std::size_t>((tile_end - tile_begin) * kTileRows)));
+  const std::int64_t rows = part_begin(args.rows, blocking.row_tiles, tile_end) - first_row;
+  auto* sums =  // [rows, kPanel], of the slices so far
+      static_cast<float*>(scratch(sizeof(float) * kPanel * static_cast<std::size_t>(rows)));
 
   const std::int64_t panel_end = part_begin(blocking.panels, blocking.panel_groups, group + 1);
-  for (std::int64_t p = part_begin(blocking.panels, blocking.panel_groups, group); p < panel_end; ++p) {
+  for (std::int64_t p = part_begin(blocking.panels, blocking.panel_groups, group); p < panel_end;
+       ++p) {
     const float* panel = args.weight + p * args.in_features * kPanel;
     for (std::int64_t s = 0; s < blocking.slices; ++s) {
       const std::int64_t k = part_begin(args.in_features, blocking.slices, s);
@@ -85,33 +96,31 @@ void run_task(const LinearArgs& args, const Blocking& blocking, std::int64_t tas
       // Slices of a panel, and panels, follow each other in memory.
       const std::int64_t lines = depth * kPanel / kLineFloats;
       const std::int64_t steps = max_int(1, depth / kPrefetchSteps) * (tile_end - tile_begin);
+      const bool last = p + 1 == panel_end && s + 1 == blocking.slices;
       Prefetch ahead{panel + (k + depth) * kPanel,
-                     p + 1 < panel_end || s + 1 < blocking.slices
-                         ? static_cast<int>(ceil_div(lines, steps))
-                         : 0};
+                     last ? 0 : static_cast<int>(ceil_div(lines, steps))};
       for (std::int64_t t = tile_begin; t < tile_end; ++t) {
         const std::int64_t row = part_begin(args.rows, blocking.row_tiles, t);
-        const std::int64_t rows = part_begin(args.rows, blocking.row_tiles, t + 1) - row;
-        with_rows(static_cast<int>(rows), [&](auto tile) {
-          float* sums = partial + (row - first_row) * kPanel;
+        const std::int64_t next_row = part_begin(args.rows, blocking.row_tiles, t + 1);
+        with_rows(next_row - row, [&](auto tile) {
+          float* c = sums + (row - first_row) * kPanel;
           if (s == 0)
             clear(tile);
           else
-            load(tile, sums, kPanel);
+            load(tile, c, kPanel);
           multiply(tile, args.x + row * args.x_stride + k, args.x_stride, panel + k * kPanel, depth,
                    ahead);
-          if (s + 1 == blocking.slices)
-            finish<A>(args, tile, row, p * kPanel);
-          else
-            store(tile, sums, kPanel);
+          store(tile, c, kPanel);
         });
       }
     }
+    finish(args, sums, first_row, rows, p * kPanel);
   }
 }
 
-template <Activation A>
-void run(const LinearArgs& args) {
+}  // namespace
+
+void linear(const LinearArgs& args) {
   Blocking blocking;
   blocking.row_tiles = ceil_div(args.rows, kTileRows);
   const std::int64_t row_bytes = args.in_features * static_cast<std::int64_t>(sizeof(float));
@@ -119,25 +128,16 @@ void run(const LinearArgs& args) {
   blocking.row_blocks = ceil_div(blocking.row_tiles, block_tiles);
   blocking.panels = ceil_div(args.out_features, kPanel);
   blocking.slices = ceil_div(args.in_features, kSliceDepth);
-  // Enough tasks to even out the threads, each long enough to hide its start.
-  const std::int64_t wanted = ceil_div(8 * num_threads(), blocking.row_blocks);
+  // Many tasks even out the threads; with few rows long streams of weights matter more.
+  const std::int64_t tasks_per_thread = blocking.row_blocks > 1 || args.rows > 64 ? 8 : 2;
+  const std::int64_t wanted = ceil_div(tasks_per_thread * num_threads(), blocking.row_blocks);
   blocking.panel_groups = max_int(1, min_int(blocking.panels, wanted));
+  const Finish finish = finish_for(args.activation);
   parallel_for(blocking.row_blocks * blocking.panel_groups, 1,
                [&](std::int64_t begin, std::int64_t end) {
-                 for (std::int64_t task = begin; task < end; ++task) run_task<A>(args, blocking, task);
+                 for (std::int64_t task = begin; task < end; ++task)
+                   run_task(args, blocking, finish, task);
                });
-}
-
-}  // namespace
-
-void linear(const LinearArgs& args) {
-  switch (args.activation) {
-    case Activation::none: return run<Activation::none>(args);
-    case Activation::gelu: return run<Activation::gelu>(args);
-    case Activation::gelu_tanh: return run<Activation::gelu_tanh>(args);
-    case Activation::relu: return run<Activation::relu>(args);
-    case Activation::silu: return run<Activation::silu>(args);
-  }
 }
 
 void pack(const PackArgs& args) {

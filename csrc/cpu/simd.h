@@ -9,11 +9,13 @@
 //   max, min                       return b when either operand is NaN
 //   round                          to nearest even
 //   scale2(x, n)                   x * 2^n for integral n, where x and the result are normal
+//   pow2(n)                        2^n for integral n in [-126, 127], 0 for n = -127
 //   is_nan(a), less(a, b)          masks; comparisons with NaN are unset
 //   select(mask, a, b)             a where mask is set
 //   nonzero_bytes(p, n)            mask of p[i] != 0; lanes from n on are unset
 //   iota()                         0, 1, 2, ...
 //   sum, hmax                      over all lanes, in a fixed order
+//   transpose(rows)                of kLanes vectors
 #pragma once
 
 #include <cstdint>

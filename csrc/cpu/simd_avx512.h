@@ -56,6 +56,10 @@ SG_INLINE vf scale2(vf x, vf n) {
   const __m512i exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
 }
+SG_INLINE vf pow2(vf n) {
+  const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+}
 SG_INLINE vm is_nan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 SG_INLINE vm less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 SG_INLINE vf select(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }
@@ -80,6 +84,35 @@ SG_INLINE float hmax(vf v) {
   const __m128 a = _mm_max_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
   const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
   return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+SG_INLINE void transpose(vf (&rows)[16]) {
+  vf pairs[16], quads[16], octets[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  // quads[i + c] holds column c of each 128-bit lane, for rows i to i + 3.
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    quads[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    quads[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    quads[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    quads[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+  // Lanes 0, 2 and 1, 3 of two groups of rows side by side.
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    octets[i] = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0x88);
+    octets[i + 4] = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0xdd);
+    octets[i + 8] = _mm512_shuffle_f32x4(quads[i + 8], quads[i + 12], 0x88);
+    octets[i + 12] = _mm512_shuffle_f32x4(quads[i + 8], quads[i + 12], 0xdd);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    rows[i] = _mm512_shuffle_f32x4(octets[i], octets[i + 8], 0x88);
+    rows[i + 8] = _mm512_shuffle_f32x4(octets[i], octets[i + 8], 0xdd);
+  }
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

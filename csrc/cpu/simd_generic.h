@@ -63,6 +63,9 @@ SG_INLINE vf round(vf a) {
 SG_INLINE vf scale2(vf x, vf n) {
   return reinterpret_cast<vf>(reinterpret_cast<vi>(x) + (__builtin_convertvector(n, vi) << 23));
 }
+SG_INLINE vf pow2(vf n) {
+  return reinterpret_cast<vf>((__builtin_convertvector(n, vi) + 127) << 23);
+}
 SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {
   vm m = {};
   for (int i = 0; i < n; ++i) m[i] = p[i] ? -1 : 0;
@@ -72,6 +75,15 @@ SG_INLINE float sum(vf v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 SG_INLINE float hmax(vf v) {
   const vf a = max(v, vf{v[2], v[3], v[0], v[1]});
   return max(a, vf{a[1], a[0], a[3], a[2]})[0];
+}
+SG_INLINE void transpose(vf (&rows)[4]) {
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float x = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = x;
+    }
+  }
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

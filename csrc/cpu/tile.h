@@ -27,6 +27,18 @@ SG_INLINE void load(Tile<R>& tile, const float* p, std::int64_t stride) {
   }
 }
 
+// Row r times factors[r].
+template <int R>
+SG_INLINE void load_scaled(Tile<R>& tile, const float* p, std::int64_t stride,
+                           const float* factors) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const vf factor = set1(factors[r]);
+    tile.c[r][0] = mul(load(p + r * stride), factor);
+    tile.c[r][1] = mul(load(p + r * stride + kLanes), factor);
+  }
+}
+
 template <int R>
 SG_INLINE void store(const Tile<R>& tile, float* p, std::int64_t stride) {
 #pragma GCC unroll 16
@@ -75,17 +87,13 @@ SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride, co
   for (; k < depth; ++k) step(k);
 }
 
-// Calls f with a compile-time R for a run-time number of rows in [1, kTileRows].
+// Calls f with a Tile of `rows` rows, in [1, kTileRows].
 template <int R = kTileRows, class F>
-SG_INLINE void with_rows(int rows, F&& f) {
-  if constexpr (R == 1) {
-    f(Tile<1>{});
-  } else {
-    if (rows == R)
-      f(Tile<R>{});
-    else
-      with_rows<R - 1>(rows, static_cast<F&&>(f));
+SG_INLINE void with_rows(std::int64_t rows, const F& f) {
+  if constexpr (R > 1) {
+    if (rows < R) return with_rows<R - 1>(rows, f);
   }
+  f(Tile<R>{});
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -36,10 +36,10 @@ struct AttentionArgs {
   const std::uint8_t* bool_mask;  // at most one of the masks
   const float* add_mask;
   std::int64_t batch, num_heads, num_kv_heads, head_dim;
-  std::int64_t max_q, max_k;  // of weights and masks
+  std::int64_t max_q, max_k;                              // of weights and masks
   std::int64_t q_stride, k_stride, v_stride, out_stride;  // elements between tokens
   std::int64_t q_head_stride, k_head_stride, v_head_stride, out_head_stride;
-  std::int64_t lse_stride;  // elements between heads
+  std::int64_t lse_stride;                                            // elements between heads
   std::int64_t mask_batch_stride, mask_head_stride, mask_row_stride;  // zero where broadcast
   float scale;
   float softcap;                           // 0: none

@@ -3,7 +3,7 @@ from typing import Any, SupportsIndex, final
 
 import numpy.typing as npt
 
-from softgate._typing import Array
+from softgate._typing import Array, SameArray
 
 @final
 class Tensor:
@@ -115,13 +115,13 @@ def release_cached() -> None:
 
 def pack(weight: Array) -> PackedWeight: ...
 def linear(
-    x: Array,
+    x: SameArray,
     weight: PackedWeight,
     bias: Array | None,
     activation: str,
     residual: Array | None,
     out: Array | None,
-) -> Array: ...
+) -> SameArray: ...
 def attention(
     q: Array,
     k: Array,
@@ -138,30 +138,30 @@ def attention(
     out: Array | None,
 ) -> Array | tuple[Array, ...]: ...
 def add_layer_norm(
-    x: Array,
+    x: SameArray,
     residual: Array | None,
     weight: Array,
     bias: Array | None,
     eps: float,
     out: Array | None,
     sum_out: Array | None,
-) -> Array: ...
+) -> SameArray: ...
 def add_rms_norm(
-    x: Array,
+    x: SameArray,
     residual: Array | None,
     weight: Array,
     eps: float,
     out: Array | None,
     sum_out: Array | None,
-) -> Array: ...
+) -> SameArray: ...
 def embedding(
-    ids: list[Array],
+    ids: list[SameArray],
     tables: list[Array],
     norm_weight: Array | None,
     norm_bias: Array | None,
     eps: float,
     out: Array | None,
-) -> Array: ...
-def softmax(x: Array, out: Array | None) -> Array: ...
-def pool(x: Array, cu_seqlens: Array, mode: str, out: Array | None) -> Array: ...
-def normalize(x: Array, eps: float, out: Array | None) -> Array: ...
+) -> SameArray: ...
+def softmax(x: SameArray, out: Array | None) -> SameArray: ...
+def pool(x: SameArray, cu_seqlens: Array, mode: str, out: Array | None) -> SameArray: ...
+def normalize(x: SameArray, eps: float, out: Array | None) -> SameArray: ...

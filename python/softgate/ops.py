@@ -17,7 +17,7 @@ from typing import Literal
 
 from softgate import _core
 from softgate._core import PackedWeight
-from softgate._typing import Array
+from softgate._typing import Array, SameArray
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu"]
 Pooling = Literal["mean", "cls", "max", "last"]
@@ -33,14 +33,14 @@ def pack(weight: Array) -> PackedWeight:
 
 
 def linear(
-    x: Array,
+    x: SameArray,
     weight: PackedWeight,
     bias: Array | None = None,
     *,
     activation: Activation = "none",
     residual: Array | None = None,
     out: Array | None = None,
-) -> Array:
+) -> SameArray:
     """`activation(x @ weight.T + bias) + residual`.
 
     x: `[..., in_features]`; bias: `[out_features]`; residual and the result:
@@ -95,7 +95,7 @@ def attention(
 
 
 def add_layer_norm(
-    x: Array,
+    x: SameArray,
     residual: Array | None,
     weight: Array,
     bias: Array | None = None,
@@ -103,7 +103,7 @@ def add_layer_norm(
     eps: float = 1e-5,
     out: Array | None = None,
     sum_out: Array | None = None,
-) -> Array:
+) -> SameArray:
     """Layer norm (Ba et al. 2016) of `x + residual` over the last dimension.
 
     x, residual and the result: float32 `[..., hidden]`; weight, bias: `[hidden]`. The variance is
@@ -114,14 +114,14 @@ def add_layer_norm(
 
 
 def add_rms_norm(
-    x: Array,
+    x: SameArray,
     residual: Array | None,
     weight: Array,
     *,
     eps: float = 1e-6,
     out: Array | None = None,
     sum_out: Array | None = None,
-) -> Array:
+) -> SameArray:
     """RMS norm (Zhang & Sennrich 2019) of `x + residual` over the last dimension.
 
     Shapes and aliasing as in `add_layer_norm`.
@@ -130,14 +130,14 @@ def add_rms_norm(
 
 
 def embedding(
-    ids: Sequence[Array],
+    ids: Sequence[SameArray],
     tables: Sequence[Array],
     norm_weight: Array | None = None,
     norm_bias: Array | None = None,
     *,
     eps: float = 1e-12,
     out: Array | None = None,
-) -> Array:
+) -> SameArray:
     """Sum over t of `tables[t][ids[t]]`, then a layer norm when `norm_weight` is given.
 
     ids: one to four arrays, int32 or int64 `[tokens]`; tables: as many, float32
@@ -149,7 +149,7 @@ def embedding(
     return _core.embedding(list(ids), list(tables), norm_weight, norm_bias, eps, out)
 
 
-def softmax(x: Array, *, out: Array | None = None) -> Array:
+def softmax(x: SameArray, *, out: Array | None = None) -> SameArray:
     """Softmax over the last dimension; a row that is all -inf gives zeros.
 
     x and the result: float32 `[..., columns]`; `out` may be `x`.
@@ -157,7 +157,9 @@ def softmax(x: Array, *, out: Array | None = None) -> Array:
     return _core.softmax(x, out)
 
 
-def pool(x: Array, cu_seqlens: Array, mode: Pooling = "mean", *, out: Array | None = None) -> Array:
+def pool(
+    x: SameArray, cu_seqlens: Array, mode: Pooling = "mean", *, out: Array | None = None
+) -> SameArray:
     """One vector per sequence: float32 `[total_tokens, hidden]` to `[batch, hidden]`.
 
     "mean" and "max" run over a sequence's tokens, "cls" takes the first, "last" the last. A
@@ -166,7 +168,7 @@ def pool(x: Array, cu_seqlens: Array, mode: Pooling = "mean", *, out: Array | No
     return _core.pool(x, cu_seqlens, mode, out)
 
 
-def normalize(x: Array, *, eps: float = 1e-12, out: Array | None = None) -> Array:
+def normalize(x: SameArray, *, eps: float = 1e-12, out: Array | None = None) -> SameArray:
     """Rows divided by their L2 norm, or by `eps` where that is larger.
 
     x and the result: float32 `[..., hidden]`; `out` may be `x`.

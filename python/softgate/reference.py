@@ -1,0 +1,252 @@
+"""What every op means: one float64 NumPy function per op, written to be read.
+
+Names and arguments are those of `softgate.ops`, with two differences: everything is computed and
+returned in float64, and `linear` takes the plain weight. Nothing here is fast or saves memory, and
+nothing is checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Float64: TypeAlias = NDArray[np.float64]
+Bool: TypeAlias = NDArray[np.bool_]
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _float64(array: ArrayLike) -> Float64:
+    return np.asarray(array, dtype=np.float64)
+
+
+def _sigmoid(x: Float64) -> Float64:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))  # the form that cannot overflow
+
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "gelu": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
+    "gelu_tanh": lambda x: (
+        0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+    "relu": lambda x: np.maximum(x, 0.0),
+    "silu": lambda x: x * _sigmoid(x),
+}
+
+
+def linear(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    activation: str = "none",
+    residual: ArrayLike | None = None,
+) -> Float64:
+    """`activation(x @ weight.T + bias) + residual`.
+
+    x: `[..., in_features]`; weight: `[out_features, in_features]`; bias: `[out_features]`;
+    residual and the result: `[..., out_features]`.
+    """
+    y = _float64(x) @ _float64(weight).T  # [..., out_features]
+    if bias is not None:
+        y = y + _float64(bias)
+    y = _float64(ACTIVATIONS[activation](y))
+    if residual is not None:
+        y = y + _float64(residual)
+    return y
+
+
+def visible(
+    len_q: int, len_k: int, *, causal: bool = False, window: tuple[int, int] = (-1, -1)
+) -> Bool:
+    """Which keys each query of one sequence may see by position: `[len_q, len_k]`.
+
+    Queries stand at the end of the keys: query i is at key position `i + len_k - len_q`.
+    """
+    left, right = window
+    position = np.arange(len_q)[:, None] + len_k - len_q  # [len_q, 1]
+    key = np.arange(len_k)[None, :]  # [1, len_k]
+    keep = np.ones((len_q, len_k), dtype=np.bool_)
+    if causal:
+        keep &= key <= position
+    if left >= 0:
+        keep &= key >= position - left
+    if right >= 0:
+        keep &= key <= position + right
+    return keep
+
+
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    window: tuple[int, int] = (-1, -1),
+    mask: ArrayLike | None = None,
+    softcap: float = 0.0,
+    return_lse: bool = False,
+    return_weights: bool = False,
+) -> Any:
+    """Scaled dot-product attention over a packed batch, one sequence and one head at a time.
+
+    q: `[total_q, num_heads, head_dim]`; k, v: `[total_k, num_kv_heads, head_dim]`; cu_seqlens:
+    `[batch + 1]`; mask: boolean (True attends) or additive, `[batch or 1, num_heads or 1, max_q,
+    max_k]`. Returns out `[total_q, num_heads, head_dim]`, then lse `[num_heads, total_q]` and
+    weights `[batch, num_heads, max_q, max_k]` where asked for.
+    """
+    q, k, v = _float64(q), _float64(k), _float64(v)
+    starts_q = np.asarray(cu_seqlens_q)  # [batch + 1]
+    starts_k = starts_q if cu_seqlens_k is None else np.asarray(cu_seqlens_k)
+    batch = len(starts_q) - 1
+    total_q, num_heads, head_dim = q.shape
+    queries_per_kv_head = num_heads // k.shape[1]
+    if scale is None:
+        scale = 1.0 / math.sqrt(head_dim)
+    max_q = int(np.diff(starts_q).max(initial=0))
+    max_k = int(np.diff(starts_k).max(initial=0))
+    if mask is not None:
+        mask = np.asarray(mask)
+        max_q, max_k = mask.shape[-2:]
+        mask = np.broadcast_to(mask, (batch, num_heads, max_q, max_k))
+
+    out = np.zeros((total_q, num_heads, head_dim))
+    lse = np.full((num_heads, total_q), -np.inf)
+    weights = np.zeros((batch, num_heads, max_q, max_k))
+    for b in range(batch):
+        rows_q = slice(starts_q[b], starts_q[b + 1])
+        rows_k = slice(starts_k[b], starts_k[b + 1])
+        len_q, len_k = rows_q.stop - rows_q.start, rows_k.stop - rows_k.start
+        if len_k == 0:
+            continue
+        keep = visible(len_q, len_k, causal=causal, window=window)
+        for h in range(num_heads):
+            kv_head = h // queries_per_kv_head
+            scores = scale * (q[rows_q, h] @ k[rows_k, kv_head].T)  # [len_q, len_k]
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            if mask is not None:
+                part = mask[b, h, :len_q, :len_k]
+                scores = np.where(part, scores, -np.inf) if part.dtype == bool else scores + part
+            scores = np.where(keep, scores, -np.inf)
+
+            p = softmax(scores)  # [len_q, len_k]
+            out[rows_q, h] = p @ v[rows_k, kv_head]
+            lse[h, rows_q] = log_sum_exp(scores)
+            weights[b, h, :len_q, :len_k] = p
+
+    extras = [result for result, wanted in ((lse, return_lse), (weights, return_weights)) if wanted]
+    return (out, *extras) if extras else out
+
+
+def _finite_peak(x: Float64) -> Float64:
+    """The largest entry of each row, or 0 where all are -inf, so that `x - peak` is never NaN."""
+    peak = x.max(axis=-1, keepdims=True, initial=-np.inf)
+    return np.where(peak == -np.inf, 0.0, peak)
+
+
+def softmax(x: ArrayLike) -> Float64:
+    """Softmax over the last dimension; a row that is all -inf gives zeros. x: `[..., n]`."""
+    x = _float64(x)
+    e = np.exp(x - _finite_peak(x))
+    total = e.sum(axis=-1, keepdims=True)
+    return _float64(e / np.where(total == 0.0, 1.0, total))
+
+
+def log_sum_exp(x: Float64) -> Float64:
+    """`log(sum(exp(x)))` over the last dimension; -inf for a row that is all -inf."""
+    peak = _finite_peak(x)
+    total = np.exp(x - peak).sum(axis=-1)
+    log_total = np.log(total, out=np.full_like(total, -np.inf), where=total != 0.0)
+    return _float64(peak[..., 0] + log_total)
+
+
+def add_layer_norm(
+    x: ArrayLike,
+    residual: ArrayLike | None,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+) -> Float64:
+    """Layer norm of `x + residual` over the last dimension, with the biased variance.
+
+    x, residual and the result: `[..., hidden]`; weight, bias: `[hidden]`.
+    """
+    s = _float64(x)
+    if residual is not None:
+        s = s + _float64(residual)
+    centered = s - s.mean(axis=-1, keepdims=True)
+    variance = (centered**2).mean(axis=-1, keepdims=True)  # [..., 1]
+    y = centered / np.sqrt(variance + eps) * _float64(weight)
+    if bias is not None:
+        y = y + _float64(bias)
+    return _float64(y)
+
+
+def add_rms_norm(
+    x: ArrayLike, residual: ArrayLike | None, weight: ArrayLike, *, eps: float = 1e-6
+) -> Float64:
+    """RMS norm of `x + residual` over the last dimension. Shapes as in `add_layer_norm`."""
+    s = _float64(x)
+    if residual is not None:
+        s = s + _float64(residual)
+    mean_square = (s**2).mean(axis=-1, keepdims=True)  # [..., 1]
+    return _float64(s / np.sqrt(mean_square + eps) * _float64(weight))
+
+
+def embedding(
+    ids: Sequence[ArrayLike],
+    tables: Sequence[ArrayLike],
+    norm_weight: ArrayLike | None = None,
+    norm_bias: ArrayLike | None = None,
+    *,
+    eps: float = 1e-12,
+) -> Float64:
+    """Sum over t of `tables[t][ids[t]]`, then a layer norm when `norm_weight` is given.
+
+    ids[t]: `[tokens]`; tables[t]: `[rows, hidden]`; the result: `[tokens, hidden]`.
+    """
+    total = _float64(tables[0])[np.asarray(ids[0])]
+    for table_ids, table in zip(ids[1:], tables[1:], strict=True):
+        total = total + _float64(table)[np.asarray(table_ids)]
+    if norm_weight is None:
+        return _float64(total)
+    return add_layer_norm(total, None, norm_weight, norm_bias, eps=eps)
+
+
+def pool(x: ArrayLike, cu_seqlens: ArrayLike, mode: str = "mean") -> Float64:
+    """One vector per sequence, zeros for an empty one.
+
+    x: `[total_tokens, hidden]`; cu_seqlens: `[batch + 1]`; the result: `[batch, hidden]`.
+    """
+    x, starts = _float64(x), np.asarray(cu_seqlens)
+    out = np.zeros((len(starts) - 1, x.shape[1]))
+    for b in range(len(starts) - 1):
+        tokens = x[starts[b] : starts[b + 1]]  # [length, hidden]
+        if len(tokens) == 0:
+            continue
+        if mode == "mean":
+            out[b] = tokens.mean(axis=0)
+        elif mode == "max":
+            out[b] = tokens.max(axis=0)
+        elif mode == "cls":
+            out[b] = tokens[0]
+        else:
+            out[b] = tokens[-1]
+    return out
+
+
+def normalize(x: ArrayLike, *, eps: float = 1e-12) -> Float64:
+    """Rows divided by their L2 norm, or by `eps` where that is larger. x: `[..., hidden]`."""
+    x = _float64(x)
+    norm = np.sqrt((x**2).sum(axis=-1, keepdims=True))  # [..., 1]
+    return _float64(x / np.maximum(norm, eps))

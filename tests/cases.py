@@ -1,0 +1,536 @@
+"""The shared case table: what every op is tried on, on every device, ISA and dtype.
+
+A case is a small frozen dataclass; its string names whatever differs from the defaults and seeds
+its random numbers. `arguments()` gives arrays and options by the names of `softgate.reference`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from layouts import LAYOUTS, place
+
+# Around the vector widths (4, 8, 16) and their multiples.
+LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 47, 48, 63, 64, 65)
+# Around the matrix product's register blocks: 4, 6 or 14 rows by 8, 16 or 32 columns.
+BLOCK_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 18, 19, 27, 28, 29, 41, 42, 43)
+BLOCK_COLUMNS = (*LENGTHS, 80, 95, 96, 97, 128, 129)
+
+HUGE, TINY, DENORMAL = 1e30, 1e-30, 1e-40
+
+
+@dataclass(frozen=True)
+class Case:
+    def __str__(self) -> str:
+        return "-".join(
+            _describe(field.name, getattr(self, field.name))
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        )
+
+    def random(self) -> np.random.Generator:
+        return np.random.default_rng(zlib.crc32(f"{type(self).__name__} {self}".encode()))
+
+
+def _describe(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return name if value else f"no_{name}"
+    if isinstance(value, tuple):
+        value = "x".join(map(str, value)) or "empty"
+    return value if isinstance(value, str) else f"{name}={value}"
+
+
+def offsets(lengths: tuple[int, ...]) -> np.ndarray:
+    """Lengths to cu_seqlens."""
+    return np.cumsum([0, *lengths], dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class LinearCase(Case):
+    rows: int | tuple[int, ...]
+    in_features: int
+    out_features: int
+    activation: str = "none"
+    bias: bool = True
+    residual: bool = False
+    layout: str = "contiguous"
+    x_size: float = 1.0
+    weight_size: float = 1.0
+    positive: bool = False  # nothing cancels, so partial sums keep growing
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        leading = self.rows if isinstance(self.rows, tuple) else (self.rows,)
+
+        def draw(*shape: int, size: float) -> np.ndarray:
+            values = random.standard_normal(shape)
+            values = (np.abs(values) if self.positive else values) * size
+            return place(values.astype(dtype), self.layout)
+
+        product = self.x_size * self.weight_size
+        return {
+            "x": draw(*leading, self.in_features, size=self.x_size),
+            "weight": draw(self.out_features, self.in_features, size=self.weight_size),
+            "bias": draw(self.out_features, size=product) if self.bias else None,
+            "activation": self.activation,
+            "residual": draw(*leading, self.out_features, size=product) if self.residual else None,
+        }
+
+
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu")
+
+LINEAR = [
+    *(LinearCase(rows, 5, 37) for rows in BLOCK_ROWS),
+    *(LinearCase(7, 9, columns) for columns in BLOCK_COLUMNS),
+    *(LinearCase(rows, 17, columns) for rows in (1, 6, 14, 15) for columns in (8, 31, 64)),
+    *(LinearCase(5, in_features, 19) for in_features in LENGTHS),
+    *(
+        LinearCase(5, 9, 37, activation, bias, residual)
+        for activation in ACTIVATIONS
+        for bias in (False, True)
+        for residual in (False, True)
+    ),
+    *(
+        LinearCase(rows, 13, 37, "gelu", True, True, layout)
+        for rows in (1, 9)
+        for layout in LAYOUTS
+    ),
+    LinearCase(0, 8, 16),
+    LinearCase((2, 3), 8, 16, residual=True),
+    LinearCase((2, 0, 3), 8, 16),
+    LinearCase((), 24, 40),
+    # across cache blocks
+    LinearCase(300, 33, 40),
+    LinearCase(3, 3072, 40),
+    LinearCase(16, 5000, 9, positive=True),
+    LinearCase(3, 9, 2100),
+    LinearCase(70, 700, 150, "gelu", True, True),
+    LinearCase(230, 770, 40, residual=True),
+    # magnitudes
+    LinearCase(5, 33, 19, x_size=HUGE, weight_size=1e-10),
+    LinearCase(5, 33, 19, x_size=1e-10, weight_size=HUGE),
+    LinearCase(5, 33, 19, x_size=TINY),
+    LinearCase(5, 33, 19, x_size=DENORMAL, weight_size=1e10),
+    *(LinearCase(5, 33, 19, a, x_size=size) for a in ACTIVATIONS for size in (3.0, 1e4, HUGE)),
+]
+
+
+@dataclass(frozen=True)
+class AttentionCase(Case):
+    lengths: tuple[int, ...]  # of the queries
+    key_lengths: tuple[int, ...] | None = None
+    num_heads: int = 2
+    num_kv_heads: int | None = None
+    head_dim: int = 8
+    scale: float | None = None
+    causal: bool = False
+    window: tuple[int, int] = (-1, -1)
+    mask: str | None = None
+    mask_over: tuple[bool, bool] = (True, True)  # does the mask differ by sequence, by head
+    softcap: float = 0.0
+    layout: str = "contiguous"
+    q_size: float = 1.0
+    v_size: float = 1.0
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        key_lengths = self.lengths if self.key_lengths is None else self.key_lengths
+        num_kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+        def draw(tokens: int, heads: int, size: float = 1.0) -> np.ndarray:
+            values = random.standard_normal((tokens, heads, self.head_dim)) * size
+            return place(values.astype(dtype), self.layout)
+
+        return {
+            "q": draw(sum(self.lengths), self.num_heads, self.q_size),
+            "k": draw(sum(key_lengths), num_kv_heads),
+            "v": draw(sum(key_lengths), num_kv_heads, self.v_size),
+            "cu_seqlens_q": offsets(self.lengths),
+            "cu_seqlens_k": None if self.key_lengths is None else offsets(key_lengths),
+            "scale": self.scale,
+            "causal": self.causal,
+            "window": self.window,
+            "mask": self._mask(random, key_lengths, dtype),
+            "softcap": self.softcap,
+        }
+
+    def _mask(
+        self, random: np.random.Generator, key_lengths: tuple[int, ...], dtype: Any
+    ) -> np.ndarray | None:
+        if self.mask is None:
+            return None
+        shape = (
+            len(self.lengths) if self.mask_over[0] else 1,
+            self.num_heads if self.mask_over[1] else 1,
+            max(self.lengths, default=0),
+            max(key_lengths, default=0),
+        )
+        layout = "contiguous" if self.layout == "transposed" else self.layout
+        return place(MASKS[self.mask](random, shape, dtype), layout)
+
+
+def _random_bool(random: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return random.random(shape) < 0.6
+
+
+def _empty_rows(random: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Every second query keeps no key."""
+    return _random_bool(random, shape, dtype) & (np.arange(shape[2]) % 2 == 0)[:, None]
+
+
+def _late(random: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Only the last key is kept: everything before it is masked, whole blocks among it."""
+    return np.broadcast_to(np.arange(shape[3]) == shape[3] - 1, shape)
+
+
+def _padding(random: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A prefix of the keys, the same for every query and head; none at all now and then."""
+    kept = random.integers(0, shape[3] + 1, size=(shape[0], 1, 1, 1))
+    return np.broadcast_to(np.arange(shape[3]) < kept, shape)
+
+
+def _bias(random: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return (random.standard_normal(shape) * 4.0).astype(dtype)
+
+
+def _additive(keep: Any, off: float) -> Any:
+    """A boolean mask as numbers to add, `off` where it is False."""
+
+    def additive(random: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.where(keep(random, shape, dtype), 0.0, off).astype(dtype)
+
+    return additive
+
+
+MASKS = {
+    "bool": _random_bool,
+    "bool_none": lambda random, shape, dtype: np.zeros(shape, dtype=bool),
+    "bool_empty_rows": _empty_rows,
+    "bool_late": _late,
+    "bool_padding": _padding,
+    "bias": _bias,
+    "minus_inf": _additive(_random_bool, -np.inf),
+    "minus_inf_empty_rows": _additive(_empty_rows, -np.inf),
+    "minus_inf_late": _additive(_late, -np.inf),
+    "lowest": _additive(_random_bool, float(np.finfo(np.float32).min)),
+    "lowest_empty_rows": _additive(_empty_rows, float(np.finfo(np.float32).min)),
+}
+
+RAGGED = (3, 0, 17, 1, 70)
+
+ATTENTION = [
+    *(AttentionCase((n,), causal=causal) for n in (*LENGTHS, 130) for causal in (False, True)),
+    *(
+        AttentionCase((5,), (19,), head_dim=d)
+        for d in (*LENGTHS, 72, 80, 96, 100, 127, 128, 129, 192, 255, 256)
+    ),
+    *(AttentionCase((4,), (n,)) for n in LENGTHS),
+    # ragged, empty
+    *(AttentionCase(RAGGED, causal=causal) for causal in (False, True)),
+    *(
+        AttentionCase(RAGGED, (5, 3, 0, 66, 9), causal=causal, window=window)
+        for causal in (False, True)
+        for window in ((-1, -1), (4, 3))
+    ),
+    *(AttentionCase(lengths) for lengths in ((), (0,), (0, 0), (0, 2), (2, 0))),
+    AttentionCase((3, 2), (0, 0)),
+    AttentionCase((0, 0), (3, 2)),
+    # different lengths
+    *(
+        AttentionCase((len_q,), (len_k,), causal=True)
+        for len_q, len_k in ((1, 700), (7, 33), (33, 7), (150, 20), (20, 150), (65, 64), (64, 65))
+    ),
+    *(
+        AttentionCase((len_q,), (len_k,), window=(6, 4))
+        for len_q, len_k in ((1, 90), (7, 33), (33, 7), (150, 20), (20, 150))
+    ),
+    # windows
+    *(
+        AttentionCase((75,), causal=causal, window=window)
+        for window in (
+            (0, 0),
+            (3, 0),
+            (0, 3),
+            (2, 5),
+            (16, 16),
+            (-1, 2),
+            (-7, 5),
+            (5, -1),
+            (2**31, 2**62),
+        )
+        for causal in (False, True)
+    ),
+    AttentionCase((700,), window=(40, 0), num_heads=1),
+    # long, across blocks
+    *(
+        AttentionCase((len_q,), (700,), num_heads=1, head_dim=33, causal=causal)
+        for len_q in (1, 9, 140)
+        for causal in (False, True)
+    ),
+    AttentionCase((90, 280), num_heads=6, num_kv_heads=2, head_dim=72, causal=True),
+    AttentionCase((1, 300, 2, 255, 256, 257, 0, 512), (3,) * 8, num_heads=1, head_dim=64),
+    AttentionCase((1,) * 100, (2,) * 100),
+    AttentionCase((140,), (700,), num_heads=1, mask="bool_late"),
+    AttentionCase((140,), (700,), num_heads=1, mask="minus_inf_late"),
+    AttentionCase((9,), (700,), mask="bool_padding"),
+    AttentionCase((300,), (300,), num_heads=4, num_kv_heads=2, mask="bool_empty_rows"),
+    # masks
+    *(AttentionCase((21, 6), (38, 40), mask=mask) for mask in MASKS),
+    *(AttentionCase((38, 5), mask=mask, causal=True, window=(20, -1)) for mask in MASKS),
+    *(
+        AttentionCase((9, 20), num_heads=3, mask=mask, mask_over=over)
+        for mask in ("bool", "bias")
+        for over in itertools.product((False, True), repeat=2)
+    ),
+    *(
+        AttentionCase((9, 20), num_heads=4, num_kv_heads=2, mask=mask, layout=layout)
+        for mask in ("bool", "minus_inf")
+        for layout in ("misaligned", "strided")
+    ),
+    # grouped heads
+    *(
+        AttentionCase((9, 33), num_heads=heads, num_kv_heads=kv_heads, causal=causal)
+        for heads, kv_heads in ((1, 1), (4, 2), (6, 1), (12, 4), (5, 5))
+        for causal in (False, True)
+    ),
+    # scale, soft cap
+    *(AttentionCase((9, 33), scale=scale) for scale in (0.0, 0.05, 1.0, -0.5)),
+    *(
+        AttentionCase((9, 33), softcap=softcap, q_size=q_size)
+        for softcap in (0.5, 30.0)
+        for q_size in (1.0, 40.0)
+    ),
+    AttentionCase((9, 33), softcap=5.0, causal=True, mask="bias"),
+    # layouts
+    *(
+        AttentionCase((9, 33), (40, 7), num_heads=4, num_kv_heads=2, head_dim=d, layout=layout)
+        for d in (5, 32, 64)
+        for layout in ("misaligned", "strided", "transposed")
+    ),
+    # magnitudes
+    *(AttentionCase((9, 33), q_size=size) for size in (TINY, DENORMAL, 1e3, 1e6)),
+    *(AttentionCase((9, 33), v_size=size, causal=True) for size in (HUGE, TINY, DENORMAL)),
+]
+
+
+@dataclass(frozen=True)
+class AddNormCase(Case):
+    rows: int | tuple[int, ...]
+    hidden: int
+    residual: bool = True
+    bias: bool = True  # layer norm only
+    layout: str = "contiguous"
+    size: float = 1.0
+    mean: float = 0.0
+    constant: bool = False  # all of a row equal: no variance
+    eps: float = 1e-5
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        leading = self.rows if isinstance(self.rows, tuple) else (self.rows,)
+        varying = (*leading, 1 if self.constant else self.hidden)
+
+        def draw() -> np.ndarray:
+            values = random.standard_normal(varying) * self.size + self.mean
+            values = np.broadcast_to(values, (*leading, self.hidden))
+            return place(values.astype(dtype), self.layout)
+
+        def parameter(mean: float) -> np.ndarray:
+            values = mean + 0.5 * random.standard_normal(self.hidden)
+            return place(values.astype(dtype), self.layout)
+
+        return {
+            "x": draw(),
+            "residual": draw() if self.residual else None,
+            "weight": parameter(1.0),
+            "bias": parameter(0.0) if self.bias else None,
+            "eps": self.eps,
+        }
+
+
+ADD_NORM = [
+    *(AddNormCase(3, hidden) for hidden in (*LENGTHS, 100, 127, 128, 129, 255, 384, 768, 1023)),
+    *(AddNormCase(rows, 33) for rows in (0, 1, 2, 4, 5, 8, 17, 100)),
+    *(AddNormCase(4, 37, residual, bias) for residual in (False, True) for bias in (False, True)),
+    *(
+        AddNormCase(5, hidden, residual, layout=layout)
+        for hidden in (7, 64)
+        for residual in (False, True)
+        for layout in LAYOUTS
+    ),
+    AddNormCase((2, 3), 16),
+    AddNormCase((2, 0), 16),
+    AddNormCase((), 16),
+    AddNormCase(3, 5000),
+    AddNormCase(700, 40),
+    *(AddNormCase(4, 48, size=size) for size in (1e15, 1e-3, 1e-10, TINY, DENORMAL)),
+    *(AddNormCase(4, 48, size=1e-3, eps=eps) for eps in (1e-12, 1e-6, 1e-1)),
+    *(AddNormCase(4, 384, mean=mean) for mean in (1e2, 1e4)),
+    AddNormCase(4, 48, constant=True),
+    AddNormCase(4, 48, size=0.0),
+]
+
+
+@dataclass(frozen=True)
+class EmbeddingCase(Case):
+    tokens: int
+    hidden: int
+    tables: tuple[int, ...] = (50,)  # rows of each
+    ids: tuple[str, ...] | None = None  # dtype for each table, int32 unless given
+    norm: bool = False
+    norm_bias: bool = True
+    layout: str = "contiguous"
+    eps: float = 1e-12
+    size: float = 1.0
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        id_dtypes = self.ids or ("int32",) * len(self.tables)
+
+        def draw(*shape: int) -> np.ndarray:
+            values = random.standard_normal(shape) * self.size
+            return place(values.astype(dtype), self.layout)
+
+        def draw_ids(rows: int, id_dtype: str) -> np.ndarray:
+            ids = random.integers(0, rows, self.tokens)
+            if self.tokens >= 2:
+                ids[:2] = rows - 1, 0
+            return place(ids.astype(id_dtype), self.layout)
+
+        return {
+            "ids": [draw_ids(*pair) for pair in zip(self.tables, id_dtypes, strict=True)],
+            "tables": [draw(rows, self.hidden) for rows in self.tables],
+            "norm_weight": draw(self.hidden) if self.norm else None,
+            "norm_bias": draw(self.hidden) if self.norm and self.norm_bias else None,
+            "eps": self.eps,
+        }
+
+
+EMBEDDING = [
+    *(EmbeddingCase(5, hidden, norm=norm) for hidden in LENGTHS for norm in (False, True)),
+    *(EmbeddingCase(tokens, 12, (50, 7), norm=True) for tokens in (0, 1, 2, 3, 8, 100, 1000)),
+    *(
+        EmbeddingCase(9, 40, (1, 2, 30, 9)[:count], norm=norm)
+        for count in (1, 2, 3, 4)
+        for norm in (False, True)
+    ),
+    EmbeddingCase(9, 33, ids=("int64",)),
+    EmbeddingCase(9, 33, (50, 5, 7), ids=("int64", "int32", "int64"), norm=True),
+    EmbeddingCase(9, 33, (50, 7), norm=True, norm_bias=False),
+    EmbeddingCase(3, 768, (1000, 512, 2), norm=True),
+    *(
+        EmbeddingCase(9, 19, (50, 7), norm=norm, layout=layout)
+        for norm in (False, True)
+        for layout in LAYOUTS
+    ),
+    *(EmbeddingCase(5, 17, size=size) for size in (HUGE, TINY, DENORMAL)),
+    *(EmbeddingCase(5, 17, size=1e-3, norm=True, eps=eps) for eps in (1e-12, 1e-5)),
+]
+
+
+@dataclass(frozen=True)
+class SoftmaxCase(Case):
+    shape: tuple[int, ...]
+    layout: str = "contiguous"
+    size: float = 1.0
+    mean: float = 0.0
+    minus_inf: str | None = None  # where: "some", "first" half, "rows"
+    spoil: str | None = None  # one entry: "nan", "inf"
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        x = random.standard_normal(self.shape) * self.size + self.mean
+        if self.minus_inf == "some":
+            x[random.random(self.shape) < 0.5] = -np.inf
+        elif self.minus_inf == "first":
+            x[..., : self.shape[-1] // 2] = -np.inf
+        elif self.minus_inf == "rows":
+            x[::2] = -np.inf
+        if self.spoil is not None:
+            x[1, self.shape[-1] // 2] = float(self.spoil)
+        return {"x": place(x.astype(dtype), self.layout)}
+
+
+SOFTMAX = [
+    *(SoftmaxCase((3, n)) for n in (*LENGTHS, 100, 128, 129, 257, 1000)),
+    *(SoftmaxCase((rows, 19)) for rows in (0, 1, 2, 5, 64, 501)),
+    *(SoftmaxCase(shape) for shape in ((7,), (2, 3, 5), (2, 0, 5))),
+    SoftmaxCase((3, 30000)),
+    *(SoftmaxCase((5, n), layout) for n in (7, 33) for layout in LAYOUTS),
+    *(SoftmaxCase((4, 33), size=size) for size in (10.0, 50.0, 1e4, HUGE, TINY, DENORMAL)),
+    *(SoftmaxCase((4, 33), mean=mean) for mean in (88.0, -88.0, 1e4, -1e4)),
+    *(
+        SoftmaxCase((5, n), minus_inf=where)
+        for where in ("some", "first", "rows")
+        for n in (1, 9, 40)
+    ),
+    *(SoftmaxCase((3, n), spoil=value) for value in ("nan", "inf") for n in (1, 5, 33)),
+]
+
+
+@dataclass(frozen=True)
+class PoolCase(Case):
+    lengths: tuple[int, ...]
+    hidden: int
+    mode: str = "mean"
+    layout: str = "contiguous"
+    size: float = 1.0
+    mean: float = 0.0
+    nan: bool = False  # in some tokens
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        x = random.standard_normal((sum(self.lengths), self.hidden)) * self.size + self.mean
+        if self.nan:
+            x[random.random(x.shape) < 0.1] = np.nan
+        return {
+            "x": place(x.astype(dtype), self.layout),
+            "cu_seqlens": offsets(self.lengths),
+            "mode": self.mode,
+        }
+
+
+POOLINGS = ("mean", "cls", "max", "last")
+
+POOL = [
+    *(PoolCase((3, 5), hidden, mode) for hidden in LENGTHS for mode in POOLINGS),
+    *(
+        PoolCase(lengths, 24, mode)
+        for lengths in ((), (0,), (0, 0, 0), (1,), (0, 2, 0, 7, 0), (1, 1, 1), (600, 3))
+        for mode in POOLINGS
+    ),
+    *(PoolCase((4, 0, 9), 13, mode, layout) for mode in POOLINGS for layout in LAYOUTS),
+    *(PoolCase((4, 9), 13, mode, size=size) for mode in POOLINGS for size in (HUGE, TINY)),
+    *(PoolCase((4, 9), 13, "max", mean=mean) for mean in (-50.0, 50.0)),
+    *(PoolCase((2, 30), hidden, mode) for hidden in (129, 257, 768) for mode in POOLINGS),
+    *(PoolCase((4, 9), 37, mode, nan=True) for mode in POOLINGS),
+]
+
+
+@dataclass(frozen=True)
+class NormalizeCase(Case):
+    rows: int | tuple[int, ...]
+    hidden: int
+    layout: str = "contiguous"
+    size: float = 1.0
+    eps: float = 1e-12
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        leading = self.rows if isinstance(self.rows, tuple) else (self.rows,)
+        x = self.random().standard_normal((*leading, self.hidden)) * self.size
+        return {"x": place(x.astype(dtype), self.layout), "eps": self.eps}
+
+
+NORMALIZE = [
+    *(NormalizeCase(3, hidden) for hidden in (*LENGTHS, 100, 128, 384, 768, 1023)),
+    *(NormalizeCase(rows, 33) for rows in (0, 1, 2, 4, 8, 100, 1000)),
+    *(NormalizeCase(rows, 16) for rows in ((2, 3), (2, 0), ())),
+    *(NormalizeCase(5, hidden, layout) for hidden in (7, 33) for layout in LAYOUTS),
+    *(NormalizeCase(4, 33, size=size) for size in (0.0, HUGE, 1e-10, TINY, DENORMAL)),
+    *(NormalizeCase(4, 33, size=size, eps=0.0) for size in (HUGE, TINY, DENORMAL)),
+    *(NormalizeCase(4, 33, size=size, eps=0.5) for size in (1e-3, 1e-1, 1.0)),
+]

@@ -1,0 +1,37 @@
+"""Fixtures: which device, ISA and thread counts the op tests run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import softgate
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cpu", choices=["cpu"], help="device that the op tests run on"
+    )
+
+
+@pytest.fixture(params=softgate.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once with the kernels of each instruction set of this CPU."""
+    before = softgate.isa()
+    softgate.set_isa(request.param)
+    yield request.param
+    softgate.set_isa(before)
+
+
+@pytest.fixture
+def thread_counts() -> Iterator[Iterator[int]]:
+    """Counts to loop over, each in force during its turn."""
+    before = softgate.num_threads()
+
+    def counts() -> Iterator[int]:
+        for count in (1, 2, 3):
+            softgate.set_num_threads(count)
+            yield count
+
+    yield counts()
+    softgate.set_num_threads(before)

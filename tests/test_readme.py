@@ -1,0 +1,37 @@
+"""README's Python examples run, and its commands are those that .ci/run runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from weights import minilm  # noqa: F401
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.split("\n", 1)[0])
+def test_example_runs(code, minilm, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 3
+
+
+@pytest.mark.parametrize("start", ["pip install . &&", "pip install '.[test]' &&"])
+def test_ci_runs_the_commands_of_the_readme(start):
+    (command,) = [line for line in README.splitlines() if line.startswith(start)]
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_shapes_that_the_readme_states(minilm):  # noqa: F811
+    scope: dict[str, object] = {}
+    exec(compile(EXAMPLES[0], "README.md", "exec"), scope)
+    assert scope["vectors"].shape == (2, 384)
+    assert scope["output"].last_hidden_state.shape == (7, 384)
+    assert scope["output"].attentions[0].shape == (2, 12, 4, 4)

@@ -1,0 +1,116 @@
+"""How far a result may be from the float64 reference, per dtype, written once.
+
+A result passes where
+
+    |actual - expected| <= eps * (fixed + growth * sqrt(terms)) * scale + tiny
+
+`scale` is the size of what was computed, element by element: for a dot product the sum of the
+products' absolute values, since rounding errors are relative to that and not to a result that
+cancelled. It is never taken smaller than |expected|, so the bound is relative and absolute at once.
+The functions `*_scale` give it for each op.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from softgate import reference
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    eps: float
+    fixed: float  # roundings of the few steps besides the sum, elementary functions among them
+    growth: float  # of a sum's error with its terms: a random walk, and its worst of many outputs
+    tiny: float  # kernels may flush denormals
+
+
+TOLERANCES = {
+    "float32": Tolerance(
+        eps=float(np.finfo(np.float32).eps),
+        fixed=4.0,
+        growth=0.5,
+        tiny=float(np.finfo(np.float32).tiny),
+    ),
+}
+
+
+def assert_close(actual, expected, *, scale=0.0, terms: int = 1) -> None:
+    """Shape, NaN, infinities and values agree; `scale` and `terms` as above."""
+    tolerance = TOLERANCES[actual.dtype.name]
+    assert actual.shape == expected.shape
+    actual = np.asarray(actual, dtype=np.float64)
+    factor = tolerance.eps * (tolerance.fixed + tolerance.growth * np.sqrt(terms))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(actual - expected)
+        bound = factor * np.maximum(scale, np.abs(expected)) + tolerance.tiny
+    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+    bad = ~(same | (np.isfinite(actual) & np.isfinite(expected) & (error <= bound)))
+    if bad.any():
+        excess = np.where(bad, np.nan_to_num(error / bound, nan=np.inf), 0.0)
+        worst = np.unravel_index(np.argmax(excess), excess.shape)
+        raise AssertionError(
+            f"{bad.sum()} of {bad.size} elements are off, worst at {tuple(map(int, worst))}: "
+            f"{actual[worst]:.9g} instead of {expected[worst]:.9g}, "
+            f"error {error[worst]:.3g} where {bound[worst]:.3g} is allowed"
+        )
+
+
+def assert_same_bits(actual, expected) -> None:
+    """Bitwise equality: NaN payloads and the sign of zero count."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    a, b = (np.ascontiguousarray(array).view(np.uint8) for array in (actual, expected))
+    differ = np.flatnonzero((a != b).reshape(-1, actual.itemsize).any(axis=1))
+    assert differ.size == 0, (
+        f"{differ.size} of {actual.size} elements differ in their bits, first at {differ[0]}: "
+        f"{actual.ravel()[differ[0]]!r} and {expected.ravel()[differ[0]]!r}"
+    )
+
+
+def linear_scale(x, weight, bias=None, residual=None):
+    """No activation grows an error by more than 1.13, which `fixed` covers."""
+    scale = np.abs(x).astype(np.float64) @ np.abs(weight).astype(np.float64).T
+    if bias is not None:
+        scale = scale + np.abs(bias)
+    if residual is not None:
+        scale = scale + np.abs(residual)
+    return scale
+
+
+def attention_scales(q, k, v, cu_seqlens_q, cu_seqlens_k=None, *, scale=None, **options):
+    """Of the output, the log-sum-exp and the weights (relative to each weight).
+
+    An error of a score is a relative error of its weight, so all three grow with the size of the
+    scores, for which |q| times the largest |k| stands.
+    """
+    if scale is None:
+        scale = 1.0 / np.sqrt(q.shape[-1])
+    norm_q = np.linalg.norm(q.astype(np.float64), axis=-1)  # [total_q, num_heads]
+    norm_k = np.linalg.norm(k.astype(np.float64), axis=-1)
+    size = 1.0 + abs(scale) * norm_q * norm_k.max(initial=0.0)
+    options |= {"scale": scale, "return_lse": False, "return_weights": False}
+    of_values = reference.attention(q, k, np.abs(v), cu_seqlens_q, cu_seqlens_k, **options)
+    return size[..., None] * of_values, size.T, size.max(initial=1.0)
+
+
+def norm_scale(x, residual, weight, bias=None, *, eps, center):
+    """Rounding is relative to the values and their mean before the mean is taken off."""
+    s = np.asarray(x, dtype=np.float64)
+    size = np.abs(s)
+    if residual is not None:
+        s = s + residual
+        size = size + np.abs(residual)
+    if center:
+        s = s - s.mean(axis=-1, keepdims=True)
+        size = size + size.mean(axis=-1, keepdims=True)
+    scale = size / np.sqrt((s**2).mean(axis=-1, keepdims=True) + eps) * np.abs(weight)
+    return scale if bias is None else scale + np.abs(bias)
+
+
+def softmax_scale(x, expected):
+    """The exponent x - max(x) carries an error relative to its size into each result."""
+    x = np.asarray(x, dtype=np.float64)
+    depth = x.max(axis=-1, keepdims=True, initial=-np.inf) - np.where(expected > 0.0, x, np.inf)
+    return np.where(expected > 0.0, 1.0 + depth, 0.0) * expected
