@@ -58,13 +58,14 @@ SG_INLINE float sum(const Accumulators& acc) {
   return sum(add(add(acc.a, acc.b), add(acc.c, acc.d)));
 }
 
-// body(begin, end) over ranges of rows. A range moves about kRangeBytes, several times what handing
-// it to another thread costs.
+// body(begin, end) over equal ranges of rows. Each moves kRangeBytes or more, which takes several
+// times as long as handing it to another thread.
 inline constexpr std::int64_t kRangeBytes = 64 << 10;
 
 template <class Body>
-SG_INLINE void for_each_row_range(std::int64_t rows, std::int64_t bytes_per_row, Body&& body) {
-  parallel_for(rows, max_int(1, kRangeBytes / max_int(1, bytes_per_row)), body);
+SG_INLINE void for_each_row_range(std::int64_t rows, std::int64_t bytes_per_row, const Body& body) {
+  const std::int64_t ranges = max_int(1, rows * bytes_per_row / kRangeBytes);
+  parallel_for(rows, ceil_div(rows, ranges), body);
 }
 
 inline constexpr std::int64_t kFloat = sizeof(float);
