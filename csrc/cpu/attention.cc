@@ -18,7 +18,7 @@ constexpr float kInf = __builtin_inff();
 // Fixed, so that a query's result depends on its own sequence alone.
 constexpr std::int64_t kBlockKeys = 128;
 constexpr std::int64_t kBlockElements = 8192;   // of a packed block of keys, for large heads
-constexpr std::int64_t kChunkElements = 16384;  // of a chunk's accumulators
+constexpr std::int64_t kChunkElements = 32768;  // of a chunk's accumulators
 // A head's rows lie pages apart, where the hardware does not prefetch.
 constexpr std::int64_t kRowsAhead = 8;
 static_assert(kTileRows <= kLanes);
@@ -52,7 +52,7 @@ struct Sizes {
 
   explicit Sizes(const AttentionArgs& args)
       : group(args.num_heads / args.num_kv_heads),
-        chunk_rows(clamp(kChunkElements / args.head_dim, 64, 256)),
+        chunk_rows(clamp(kChunkElements / args.head_dim, 64, 512)),
         block_keys(clamp(kBlockElements / args.head_dim / kPanel * kPanel, 64, kBlockKeys)),
         padded_dim(round_up(args.head_dim, kPanel)) {}
 };
