@@ -15,10 +15,10 @@ namespace {
 
 constexpr float kInf = __builtin_inff();
 
-// Fixed, so that a query's result depends on its own sequence alone.
+// Fixed, so that a query's result depends on its own sequence alone. The pieces of a task fit L2.
 constexpr std::int64_t kBlockKeys = 128;
 constexpr std::int64_t kBlockElements = 8192;   // of a packed block of keys, for large heads
-constexpr std::int64_t kChunkElements = 16384;  // of a chunk's accumulators
+constexpr std::int64_t kChunkElements = 32768;  // of a chunk's accumulators
 // A head's rows lie pages apart, where the hardware does not prefetch.
 constexpr std::int64_t kRowsAhead = 8;
 static_assert(kTileRows <= kLanes);
@@ -52,7 +52,7 @@ struct Sizes {
 
   explicit Sizes(const AttentionArgs& args)
       : group(args.num_heads / args.num_kv_heads),
-        chunk_rows(clamp(kChunkElements / args.head_dim, 64, 256)),
+        chunk_rows(clamp(kChunkElements / args.head_dim, 64, 512)),
         block_keys(clamp(kBlockElements / args.head_dim / kPanel * kPanel, 64, kBlockKeys)),
         padded_dim(round_up(args.head_dim, kPanel)) {}
 };
@@ -120,26 +120,25 @@ class Chunk {
   void take_scratch() {
     const std::int64_t rows = round_up(rows_, kLanes);
     strip_count_ = ceil_div(rows_, kTileRows);
-    const std::int64_t counts[] = {
-        rows * args_.head_dim,                  // queries
-        rows * sizes_.padded_dim,               // accumulators
-        sizes_.block_keys * args_.head_dim,     // keys
-        sizes_.block_keys * sizes_.padded_dim,  // values
-        kTileRows * kBlockKeys,                 // scores
-        rows,                                   // maxima
-        rows,                                   // sums
-        kLanes,                                 // rescale
+    const struct {
+      float** place;
+      std::int64_t floats;
+    } pieces[] = {
+        {&queries_, rows * args_.head_dim},
+        {&accumulators_, rows * sizes_.padded_dim},
+        {&keys_, sizes_.block_keys * args_.head_dim},
+        {&values_, sizes_.block_keys * sizes_.padded_dim},
+        {&scores_, kTileRows * kBlockKeys},
+        {&maxima_, rows},
+        {&sums_, rows},
+        {&rescale_, kLanes},
     };
-    float** const places[] = {&queries_, &accumulators_, &keys_, &values_,
-                              &scores_,  &maxima_,       &sums_, &rescale_};
-    std::int64_t floats = 0;
-    for (const std::int64_t count : counts) floats += round_up(count, kLineFloats);
-    auto* block =
-        static_cast<char*>(scratch(static_cast<std::size_t>(floats) * sizeof(float) +
-                                   static_cast<std::size_t>(strip_count_) * sizeof(Strip)));
-    for (int i = 0; i < 8; ++i) {
-      *places[i] = reinterpret_cast<float*>(block);
-      block += round_up(counts[i], kLineFloats) * kFloat;
+    std::int64_t bytes = strip_count_ * static_cast<std::int64_t>(sizeof(Strip));
+    for (const auto& piece : pieces) bytes += round_up(piece.floats, kLineFloats) * kFloat;
+    auto* block = static_cast<char*>(scratch(static_cast<std::size_t>(bytes)));
+    for (const auto& piece : pieces) {
+      *piece.place = reinterpret_cast<float*>(block);
+      block += round_up(piece.floats, kLineFloats) * kFloat;
     }
     strips_ = reinterpret_cast<Strip*>(block);
   }
@@ -321,15 +320,14 @@ class Chunk {
   static vf shift_of(vf maxima) { return select(less(set1(-kInf), maxima), maxima, zero()); }
 
   // s = exp(s - shift); returns the sum.
-  static float exponentiate(float* s, std::int64_t begin, std::int64_t end, vf shift) {
+  static float exponentiate_row(float* s, std::int64_t begin, std::int64_t end, vf shift) {
     vf total[2] = {zero(), zero()};
-    const auto step = [&](auto& x, std::int64_t j) __attribute__((always_inline)) {
-      constexpr int kVectors = sizeof(x) / sizeof(vf);
+    const auto step = [&]<int N>(vf(&x)[N], std::int64_t j) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) x[i] = sub(load(s + j + i * kLanes), shift);
+      for (int i = 0; i < N; ++i) x[i] = sub(load(s + j + i * kLanes), shift);
       exp_nonpositive(x);
 #pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) {
+      for (int i = 0; i < N; ++i) {
         store(s + j + i * kLanes, x[i]);
         total[i % 2] = add(total[i % 2], x[i]);
       }
@@ -362,7 +360,7 @@ class Chunk {
     store(rescale_, rescale);
     store(fresh, shift);
     for (int r = 0; r < strip.rows; ++r)
-      fresh[r] = exponentiate(scores_ + r * kBlockKeys, columns.begin, end, set1(fresh[r]));
+      fresh[r] = exponentiate_row(scores_ + r * kBlockKeys, columns.begin, end, set1(fresh[r]));
     const vf sums = fma(load_n(sums_ + strip.row, strip.rows), rescale, load(fresh));
     store_n(sums_ + strip.row, sums, strip.rows);
   }
