@@ -15,10 +15,10 @@ namespace {
 
 constexpr float kInf = __builtin_inff();
 
-// Fixed, so that a query's result depends on its own sequence alone.
+// Fixed, so that a query's result depends on its own sequence alone. The pieces of a task fit L2.
 constexpr std::int64_t kBlockKeys = 128;
 constexpr std::int64_t kBlockElements = 8192;   // of a packed block of keys, for large heads
-constexpr std::int64_t kChunkElements = 16384;  // of a chunk's accumulators
+constexpr std::int64_t kChunkElements = 32768;  // of a chunk's accumulators
 // A head's rows lie pages apart, where the hardware does not prefetch.
 constexpr std::int64_t kRowsAhead = 8;
 static_assert(kTileRows <= kLanes);
@@ -52,7 +52,7 @@ struct Sizes {
 
   explicit Sizes(const AttentionArgs& args)
       : group(args.num_heads / args.num_kv_heads),
-        chunk_rows(clamp(kChunkElements / args.head_dim, 64, 256)),
+        chunk_rows(clamp(kChunkElements / args.head_dim, 64, 512)),
         block_keys(clamp(kBlockElements / args.head_dim / kPanel * kPanel, 64, kBlockKeys)),
         padded_dim(round_up(args.head_dim, kPanel)) {}
 };
@@ -120,26 +120,25 @@ class Chunk {
   void take_scratch() {
     const std::int64_t rows = round_up(rows_, kLanes);
     strip_count_ = ceil_div(rows_, kTileRows);
-    const std::int64_t counts[] = {
-        rows * args_.head_dim,                  // queries
-        rows * sizes_.padded_dim,               // accumulators
-        sizes_.block_keys * args_.head_dim,     // keys
-        sizes_.block_keys * sizes_.padded_dim,  // values
-        kTileRows * kBlockKeys,                 // scores
-        rows,                                   // maxima
-        rows,                                   // sums
-        kLanes,                                 // rescale
+    const struct {
+      float** place;
+      std::int64_t floats;
+    } pieces[] = {
+        {&queries_, rows * args_.head_dim},
+        {&accumulators_, rows * sizes_.padded_dim},
+        {&keys_, sizes_.block_keys * args_.head_dim},
+        {&values_, sizes_.block_keys * sizes_.padded_dim},
+        {&scores_, kTileRows * kBlockKeys},
+        {&maxima_, rows},
+        {&sums_, rows},
+        {&rescale_, kLanes},
     };
-    float** const places[] = {&queries_, &accumulators_, &keys_, &values_,
-                              &scores_,  &maxima_,       &sums_, &rescale_};
-    std::int64_t floats = 0;
-    for (const std::int64_t count : counts) floats += round_up(count, kLineFloats);
-    auto* block =
-        static_cast<char*>(scratch(static_cast<std::size_t>(floats) * sizeof(float) +
-                                   static_cast<std::size_t>(strip_count_) * sizeof(Strip)));
-    for (int i = 0; i < 8; ++i) {
-      *places[i] = reinterpret_cast<float*>(block);
-      block += round_up(counts[i], kLineFloats) * kFloat;
+    std::int64_t bytes = strip_count_ * static_cast<std::int64_t>(sizeof(Strip));
+    for (const auto& piece : pieces) bytes += round_up(piece.floats, kLineFloats) * kFloat;
+    auto* block = static_cast<char*>(scratch(static_cast<std::size_t>(bytes)));
+    for (const auto& piece : pieces) {
+      *piece.place = reinterpret_cast<float*>(block);
+      block += round_up(piece.floats, kLineFloats) * kFloat;
     }
     strips_ = reinterpret_cast<Strip*>(block);
   }
@@ -193,20 +192,28 @@ class Chunk {
       for (std::int64_t i = kRowsAhead; i < min_int(kRowsAhead + kLanes, count - j); ++i)
         prefetch_row(k + i * stride, dim);
       float* panel = keys_ + j / kPanel * kPanel * dim + j % kPanel;
-      const std::int64_t left = count - j;
-      for_each_vector(dim, [=](std::int64_t d, auto lanes) {
-        vf square[kLanes];
-        if (left >= kLanes) {
+      const int rows = static_cast<int>(clamp(count - j, 0, kLanes));
+      for (std::int64_t d = 0; d < dim; d += kLanes)
+        pack_transposed(k + d, stride, rows, static_cast<int>(min_int(dim - d, kLanes)),
+                        panel + d * kPanel);
+    }
+  }
+
+  // [rows, columns] to [columns, kPanel], with zeros in place of missing rows.
+  static void pack_transposed(const float* from, std::int64_t stride, int rows, int columns,
+                              float* to) {
+    vf square[kLanes];
+    if (rows == kLanes && columns == kLanes) {
 #pragma GCC unroll 16
-          for (int i = 0; i < kLanes; ++i) square[i] = load(k + i * stride + d, lanes);
-        } else {
-          for (int i = 0; i < kLanes; ++i)
-            square[i] = i < left ? load(k + i * stride + d, lanes) : zero();
-        }
-        transpose(square);
-        const std::int64_t depth = min_int(kLanes, dim - d);
-        for (int i = 0; i < depth; ++i) store(panel + (d + i) * kPanel, square[i]);
-      });
+      for (int i = 0; i < kLanes; ++i) square[i] = load(from + i * stride);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store(to + i * kPanel, square[i]);
+    } else {
+      for (int i = 0; i < kLanes; ++i)
+        square[i] = i < rows ? load_n(from + i * stride, columns) : zero();
+      transpose(square);
+      for (int i = 0; i < columns; ++i) store(to + i * kPanel, square[i]);
     }
   }
 
@@ -312,15 +319,38 @@ class Chunk {
   // What to subtract from a row's scores: nothing while all of them are -inf.
   static vf shift_of(vf maxima) { return select(less(set1(-kInf), maxima), maxima, zero()); }
 
+  // s = exp(s - shift); returns the sum.
+  static float exponentiate_row(float* s, std::int64_t begin, std::int64_t end, vf shift) {
+    vf total[2] = {zero(), zero()};
+    const auto step = [&]<int N>(vf(&x)[N], std::int64_t j) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) x[i] = sub(load(s + j + i * kLanes), shift);
+      exp_nonpositive(x);
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        store(s + j + i * kLanes, x[i]);
+        total[i % 2] = add(total[i % 2], x[i]);
+      }
+    };
+    vf four[4], two[2];
+    std::int64_t j = begin;
+    for (; j + 2 * kPanel <= end; j += 2 * kPanel) step(four, j);
+    if (j < end) step(two, j);
+    return sum(add(total[0], total[1]));
+  }
+
   // Scores become weights relative to the row's maximum so far.
   void exponentiate(const Strip& strip, Range columns) {
     const std::int64_t end = round_up(columns.end, kPanel);
     alignas(64) float fresh[kLanes] = {};
     for (int r = 0; r < strip.rows; ++r) {
-      vf m = set1(-kInf);
-      for (std::int64_t j = columns.begin; j < end; j += kLanes)
-        m = max(m, load(scores_ + r * kBlockKeys + j));
-      fresh[r] = hmax(m);
+      const float* s = scores_ + r * kBlockKeys;
+      vf m[2] = {set1(-kInf), set1(-kInf)};
+      for (std::int64_t j = columns.begin; j < end; j += kPanel) {
+        m[0] = max(m[0], load(s + j));
+        m[1] = max(m[1], load(s + j + kLanes));
+      }
+      fresh[r] = hmax(max(m[0], m[1]));
     }
     const vf before = load_n(maxima_ + strip.row, strip.rows);
     const vf maxima = max(before, load(fresh));
@@ -329,17 +359,8 @@ class Chunk {
     store_n(maxima_ + strip.row, maxima, strip.rows);
     store(rescale_, rescale);
     store(fresh, shift);
-    for (int r = 0; r < strip.rows; ++r) {
-      float* s = scores_ + r * kBlockKeys;
-      const vf row_shift = set1(fresh[r]);
-      vf total = zero();
-      for (std::int64_t j = columns.begin; j < end; j += kLanes) {
-        const vf e = exp_nonpositive(sub(load(s + j), row_shift));
-        store(s + j, e);
-        total = add(total, e);
-      }
-      fresh[r] = sum(total);
-    }
+    for (int r = 0; r < strip.rows; ++r)
+      fresh[r] = exponentiate_row(scores_ + r * kBlockKeys, columns.begin, end, set1(fresh[r]));
     const vf sums = fma(load_n(sums_ + strip.row, strip.rows), rescale, load(fresh));
     store_n(sums_ + strip.row, sums, strip.rows);
   }

@@ -22,6 +22,13 @@
 
 #define SG_INLINE [[gnu::always_inline]] static inline
 
+namespace softgate::cpu::SOFTGATE_ISA {
+
+// n + kPow2Bias, for n in [-127, 127], holds n's biased exponent in its lowest bits.
+inline constexpr float kPow2Bias = 8388608.0f + 127.0f;
+
+}  // namespace softgate::cpu::SOFTGATE_ISA
+
 #if defined(SOFTGATE_ISA_AVX512)
 #include "cpu/simd_avx512.h"
 #elif defined(SOFTGATE_ISA_AVX2)

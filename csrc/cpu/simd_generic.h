@@ -64,7 +64,7 @@ SG_INLINE vf scale2(vf x, vf n) {
   return reinterpret_cast<vf>(reinterpret_cast<vi>(x) + (__builtin_convertvector(n, vi) << 23));
 }
 SG_INLINE vf pow2(vf n) {
-  return reinterpret_cast<vf>((__builtin_convertvector(n, vi) + 127) << 23);
+  return reinterpret_cast<vf>(reinterpret_cast<vi>(n + kPow2Bias) << 23);
 }
 SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {
   vm m = {};

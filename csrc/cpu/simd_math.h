@@ -24,20 +24,35 @@ SG_INLINE vf exp(vf x) {
   return select(less(highest, x), set1(__builtin_inff()), finite);
 }
 
-// e^x for x <= 0, in fewer steps: exactly 0 below -88; NaN stays NaN.
+// e^x for x <= 0, in fewer steps: exactly 0 below -88; NaN stays NaN. Several vectors at once, as
+// one waits long for its own steps.
+template <int N>
+SG_INLINE void exp_nonpositive(vf (&x)[N]) {
+  // 2^r on [-1/2, 1/2], minimax.
+  constexpr float kCoefficients[] = {1.5345811e-4f,  1.33999321e-3f, 9.61848907e-3f, 5.55032864e-2f,
+                                     2.40226462e-1f, 6.93147182e-1f, 1.0f};
+  vf n[N], p[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = max(set1(-127.0f), mul(x[i], set1(1.44269504f)));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) n[i] = round(x[i]);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = sub(x[i], n[i]);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) p[i] = set1(kCoefficients[0]);
+#pragma GCC unroll 16
+  for (int k = 1; k < 7; ++k) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) p[i] = fma(p[i], x[i], set1(kCoefficients[k]));
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = mul(p[i], pow2(n[i]));
+}
+
 SG_INLINE vf exp_nonpositive(vf x) {
-  const vf y = max(set1(-127.0f), mul(x, set1(1.44269504f)));
-  const vf n = round(y);
-  const vf r = sub(y, n);
-  // Minimax of 2^r on [-1/2, 1/2].
-  vf p = set1(1.5345811e-4f);
-  p = fma(p, r, set1(1.33999321e-3f));
-  p = fma(p, r, set1(9.61848907e-3f));
-  p = fma(p, r, set1(5.55032864e-2f));
-  p = fma(p, r, set1(2.40226462e-1f));
-  p = fma(p, r, set1(6.93147182e-1f));
-  p = fma(p, r, set1(1.0f));
-  return mul(p, pow2(n));
+  vf one[] = {x};
+  exp_nonpositive(one);
+  return one[0];
 }
 
 SG_INLINE vf tanh(vf x) {

@@ -76,13 +76,16 @@ class SafetensorsFile(Mapping[str, Array]):
             start = file.tell()
             self.path = path
             self.entries = _parse_header(header, size - start, path)
-            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-        self._data: Array | None = np.frombuffer(mapped, np.uint8)[start:]
+            self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        self._data: Array | None = np.frombuffer(self._map, np.uint8)[start:]
 
     def __getitem__(self, name: str) -> Array:
         entry = self.entries[name]
         if self._data is None:
             raise ValueError(f"{self.path} is closed")
+        # Pages of tensors read before would stay resident beside the model's own copy.
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
         raw = self._data[entry.begin : entry.end]
         if entry.dtype == "BOOL" and raw.size and raw.max() > 1:
             raise CheckpointError(f"{self.path}: {quote(name)} is BOOL but holds {raw.max()}")

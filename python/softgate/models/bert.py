@@ -410,7 +410,7 @@ def _pack_padded(
                 f"{name}: {ids.dtype} array of shape {list(ids.shape)}, expected integers of "
                 "[batch, length]"
             )
-    kept = np.ones(input_ids.shape, dtype=bool)
+    kept: npt.NDArray[np.bool_] = np.ones(input_ids.shape, dtype=bool)
     if attention_mask is not None:
         kept = np.asarray(attention_mask) != 0
     for name, array in (("attention_mask", kept), ("token_type_ids", types)):
