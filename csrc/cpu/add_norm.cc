@@ -11,37 +11,44 @@ namespace {
 // spares reading its lines first.
 constexpr std::int64_t kStreamBytes = 32 << 20;
 
-SG_INLINE float sum_row(const float* x, std::int64_t n) {
-  return sum(accumulate(
-      n, zero(), [=](vf& acc, std::int64_t i, auto lanes) { acc = add(acc, load(x + i, lanes)); }));
+struct Row {
+  const float *x, *residual;
+  float *out, *sum;
+};
+
+Row row_at(const AddNormArgs& args, std::int64_t row) {
+  return {args.x + row * args.x_stride,
+          args.residual ? args.residual + row * args.residual_stride : nullptr,
+          args.out + row * args.out_stride, args.sum ? args.sum + row * args.sum_stride : nullptr};
 }
 
-// s = x + residual into each of s and, unless null, copy.
-SG_INLINE float add_rows(const float* x, const float* residual, std::int64_t n, float* s,
-                         float* copy) {
+// s = x + residual, in the same steps as `before`, which may still read s; the sum over s.
+template <class Before>
+SG_INLINE float add_rows(const Row& row, std::int64_t n, float* s, Before before) {
   return sum(accumulate(n, zero(), [=](vf& acc, std::int64_t i, auto lanes) {
-    vf v = load(x + i, lanes);
-    if (residual) v = add(v, load(residual + i, lanes));
+    before(i, lanes);
+    vf v = load(row.x + i, lanes);
+    if (row.residual) v = add(v, load(row.residual + i, lanes));
     store(s + i, v, lanes);
-    if (copy) store(copy + i, v, lanes);
+    if (row.sum) store(row.sum + i, v, lanes);
     acc = add(acc, v);
   }));
 }
 
+// A row is written while the next is read, which hides one's latencies behind the other.
 template <class Store>
 void norm_rows(const AddNormArgs& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t n = args.hidden;
-  const bool in_place = !args.residual && !args.sum;
-  float* buffer = in_place ? nullptr : static_cast<float*>(scratch(n * kFloat));
-  for (std::int64_t row = begin; row < end; ++row) {
-    const float* x = args.x + row * args.x_stride;
-    const float* residual = args.residual ? args.residual + row * args.residual_stride : nullptr;
-    float* copy = args.sum ? args.sum + row * args.sum_stride : nullptr;
-    const float* s = in_place ? x : buffer;
-    const float total = in_place ? sum_row(x, n) : add_rows(x, residual, n, buffer, copy);
+  float* s = static_cast<float*>(scratch(n * kFloat));
+  Row row = row_at(args, begin);
+  float total = add_rows(row, n, s, [](std::int64_t, auto) {});
+  for (std::int64_t next = begin + 1; next <= end; ++next) {
     const float mean = args.center ? total / static_cast<float>(n) : 0.0f;
-    write_normalized(s, n, row_statistics(s, n, mean, args.eps), {args.weight, args.bias},
-                     args.out + row * args.out_stride, Store{});
+    const auto write = row_writer<Store>(s, row_statistics(s, n, mean, args.eps),
+                                         {args.weight, args.bias}, row.out);
+    if (next == end) return for_each_vector(n, write);
+    row = row_at(args, next);
+    total = add_rows(row, n, s, write);
   }
 }
 

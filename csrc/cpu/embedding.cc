@@ -44,7 +44,7 @@ void embed(const EmbeddingArgs& args, std::int64_t begin, std::int64_t end) {
     if (!args.norm_weight) continue;
     const RowStatistics statistics =
         row_statistics(out, n, total / static_cast<float>(n), args.eps);
-    write_normalized(out, n, statistics, {args.norm_weight, args.norm_bias}, out, Plain{});
+    for_each_vector(n, row_writer<Plain>(out, statistics, {args.norm_weight, args.norm_bias}, out));
   }
 }
 

@@ -40,18 +40,18 @@ SG_INLINE RowStatistics row_statistics(const float* s, std::int64_t n, float mea
   return {mean, 1.0f / __builtin_sqrtf(variance + eps)};
 }
 
-// out = (s - mean) * scale * weight + bias, written by Store::put.
+// write(offset, lanes): out = (s - mean) * scale * weight + bias, stored by Store::put.
 template <class Store>
-SG_INLINE void write_normalized(const float* s, std::int64_t n, RowStatistics statistics,
-                                Affine affine, float* out, Store) {
+SG_INLINE auto row_writer(const float* s, RowStatistics statistics, Affine affine, float* out) {
   const vf mean = set1(statistics.mean), scale = set1(statistics.scale);
-  for_each_vector(n, [=](std::int64_t i, auto lanes) {
+  return [=](std::int64_t i, auto lanes) {
     const vf normed = mul(sub(load(s + i, lanes), mean), scale);
     const vf weight = load(affine.weight + i, lanes);
-    const vf v =
-        affine.bias ? fma(normed, weight, load(affine.bias + i, lanes)) : mul(normed, weight);
-    Store::put(out + i, v, lanes);
-  });
+    Store::put(
+        out + i,
+        affine.bias ? fma(normed, weight, load(affine.bias + i, lanes)) : mul(normed, weight),
+        lanes);
+  };
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

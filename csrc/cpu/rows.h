@@ -59,13 +59,15 @@ SG_INLINE float sum(const Accumulators& acc) {
 }
 
 // body(begin, end) over equal ranges of rows. Each moves kRangeBytes or more, which takes several
-// times as long as handing it to another thread.
+// times as long as handing it to another thread; kRangesPerThread of them even out the threads.
 inline constexpr std::int64_t kRangeBytes = 64 << 10;
+inline constexpr std::int64_t kRangesPerThread = 16;
 
 template <class Body>
 SG_INLINE void for_each_row_range(std::int64_t rows, std::int64_t bytes_per_row, const Body& body) {
-  const std::int64_t ranges = max_int(1, rows * bytes_per_row / kRangeBytes);
-  parallel_for(rows, ceil_div(rows, ranges), body);
+  const std::int64_t ranges =
+      min_int(rows * bytes_per_row / kRangeBytes, kRangesPerThread * num_threads());
+  parallel_for(rows, ceil_div(rows, max_int(1, ranges)), body);
 }
 
 inline constexpr std::int64_t kFloat = sizeof(float);
