@@ -16,7 +16,7 @@ from bench.bench_bert import Bert
 from bench.case import KERNELS, MODELS, Case, select
 from bench.limits import ROOT, Limits, probe
 from bench.peers import ENGINES, missing_packages, version, workers
-from bench.runner import CaseResult, exclusive, run_case
+from bench.runner import CaseResult, run_case
 from bench.timing import Effort
 
 RESULTS = ROOT / "bench" / "results"
@@ -42,11 +42,6 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
             default=len(os.sched_getaffinity(0)),
             show_default=True,
             help="Threads of every engine.",
-        ),
-        click.option(
-            "--lock",
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="Hold an exclusive lock on this file while timing.",
         ),
     ]
     return functools.reduce(lambda decorated, option: option(decorated), options, command)
@@ -102,15 +97,14 @@ def models(pattern: str, output: Path, **settings: Any) -> None:
 
 @main.command("startup")
 @common_options
-def start_processes(quick: bool, threads: int, lock: Path | None) -> None:
+def start_processes(quick: bool, threads: int) -> None:
     """From the start of a process to its first embedding, and its peak memory."""
     exports.ensure("minilm")
     engines = available(tuple(startup.EMBEDDINGS))
-    with exclusive(lock):
-        starts: dict[str, list[startup.Startup]] = {engine: [] for engine in engines}
-        for _ in range(3 if quick else 15):
-            for engine in engines:
-                starts[engine].append(startup.start(engine, threads))
+    starts: dict[str, list[startup.Startup]] = {engine: [] for engine in engines}
+    for _ in range(3 if quick else 15):
+        for engine in engines:
+            starts[engine].append(startup.start(engine, threads))
     if (apart := startup.disagreement(starts)) > startup.TOLERANCE:
         raise click.ClickException(f"the embeddings are {apart:.1e} apart")
     click.echo(f"start to first embedding, all-MiniLM-L6-v2, {threads} threads")
@@ -121,18 +115,16 @@ def start_processes(quick: bool, threads: int, lock: Path | None) -> None:
 @main.command("breakdown")
 @click.option("--filter", "pattern", default="", help="Only cases whose name holds this.")
 @common_options
-def break_down(pattern: str, quick: bool, threads: int, lock: Path | None) -> None:
+def break_down(pattern: str, quick: bool, threads: int) -> None:
     """Each kernel of softgate's encoder layer at the models' batches."""
     import softgate
 
     softgate.set_num_threads(threads)
-    with exclusive(lock):
-        limits = probe(threads, quick=quick)
+    limits = probe(threads, quick=quick)
     for bench, case in select(MODELS, pattern):
         if isinstance(case, Bert):
             steps = breakdown.layer_steps(case)
-            with exclusive(lock):
-                timings = breakdown.time_steps(steps, Effort.quick() if quick else Effort())
+            timings = breakdown.time_steps(steps, Effort.quick() if quick else Effort())
             click.echo(
                 "\n".join([f"{bench} {case.name}", *breakdown.lines(steps, timings, limits), ""])
             )
@@ -145,22 +137,20 @@ def run(
     engines: tuple[str, ...],
     quick: bool,
     threads: int,
-    lock: Path | None,
 ) -> tuple[list[CaseResult], Limits]:
     """Measure the limits, then every case on every engine; print and write as they come."""
     if not cases:
         raise click.UsageError("no case has this in its name")
     wanted = {engine for _, case in cases for engine in case.engines}
     present = available(tuple(engine for engine in engines if engine in wanted))
-    with exclusive(lock):
-        limits = probe(threads, quick=quick)
+    limits = probe(threads, quick=quick)
     click.echo("\n".join(report.limits_lines(limits)))
     effort = Effort.quick() if quick else Effort()
     versions = {engine: version(engine) for engine in present}
     results = []
     with workers(present, threads) as processes:
         for bench, case in cases:
-            results.append(run_case(bench, case, processes, effort, lock))
+            results.append(run_case(bench, case, processes, effort))
             click.echo("\n".join(["", *report.case_lines(results[-1], limits)]))
             report.write_json(json_path, report.as_json(results, limits, versions))
     return results, limits

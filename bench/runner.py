@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -52,9 +49,7 @@ class CaseResult:
         return peer[1] / ours if ours and peer else None
 
 
-def run_case(
-    bench: str, case: Case, workers: Mapping[str, Worker], effort: Effort, lock: Path | None = None
-) -> CaseResult:
+def run_case(bench: str, case: Case, workers: Mapping[str, Worker], effort: Effort) -> CaseResult:
     """Prepare, check and time one case on those of its engines that have a worker.
 
     An engine that fails, or whose answer is wrong, is not timed, and its result says why.
@@ -81,8 +76,7 @@ def run_case(
         problem = f"wrong: off by {errors[engine]:.1e}, at most {case.tolerance:.0e} expected"
         results[engine] = EngineResult(error=errors[engine], problem=problem)
 
-    with exclusive(lock):
-        timings = measure({engine: workers[engine].sample for engine in right}, effort)
+    timings = measure({engine: workers[engine].sample for engine in right}, effort)
     for engine, timing in timings.items():
         results[engine] = EngineResult(timing, right[engine])
     ordered = {engine: results[engine] for engine in case.engines if engine in results}
@@ -96,14 +90,3 @@ def difference(answer: Array, reference: Array | None) -> float | None:
     if answer.shape != reference.shape:
         return float("inf")
     return float(np.abs(answer - reference).max())
-
-
-@contextlib.contextmanager
-def exclusive(lock: Path | None) -> Iterator[None]:
-    """Hold an exclusive lock on the file, where one is given."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

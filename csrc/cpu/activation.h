@@ -8,8 +8,6 @@ namespace softgate::cpu::SOFTGATE_ISA {
 
 SG_INLINE vf relu(vf x) { return max(zero(), x); }
 
-SG_INLINE vf sigmoid(vf x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x)))); }
-
 SG_INLINE vf silu(vf x) { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }
 
 // x * Phi(x) = relu(x) - |x| * Q(|x|), with the normal tail Q(a) = exp(-a^2 / 2) * r(a): no
