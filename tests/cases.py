@@ -274,6 +274,8 @@ ATTENTION = [
     AttentionCase((90, 280), num_heads=6, num_kv_heads=2, head_dim=72, causal=True),
     AttentionCase((1, 300, 2, 255, 256, 257, 0, 512), (3,) * 8, num_heads=1, head_dim=64),
     AttentionCase((1,) * 100, (2,) * 100),
+    AttentionCase((3, 600), num_heads=3, num_kv_heads=1, causal=True),
+    AttentionCase((300,), num_heads=1, head_dim=256, window=(150, 20)),
     AttentionCase((140,), (700,), num_heads=1, mask="bool_late"),
     AttentionCase((140,), (700,), num_heads=1, mask="minus_inf_late"),
     AttentionCase((9,), (700,), mask="bool_padding"),

@@ -441,28 +441,23 @@ class Chunk {
 
 // A sequence has ceil(rows / chunk_rows) chunks. Its slots begin at its first row / chunk_rows +
 // sequence, which leaves room for them without a list of offsets, and at most one slot unused.
-class Slots {
- public:
-  Slots(const AttentionArgs& args, const Sizes& sizes) : args_(args), sizes_(sizes) {}
+std::int64_t first_slot(const AttentionArgs& args, const Sizes& sizes, std::int64_t sequence) {
+  return args.cu_seqlens_q[sequence] * sizes.group / sizes.chunk_rows + sequence;
+}
 
-  std::int64_t begin(std::int64_t sequence) const {
-    return args_.cu_seqlens_q[sequence] * sizes_.group / sizes_.chunk_rows + sequence;
+void run_task(const AttentionArgs& args, const Sizes& sizes, std::int64_t task) {
+  std::int64_t sequence = 0;
+  for (std::int64_t end = args.batch; end - sequence > 1;) {
+    const std::int64_t middle = (sequence + end) / 2;
+    (first_slot(args, sizes, middle) * args.num_kv_heads <= task ? sequence : end) = middle;
   }
-  std::int64_t count() const { return begin(args_.batch); }
-
-  std::int64_t sequence_of(std::int64_t slot) const {
-    std::int64_t low = 0, high = args_.batch;
-    while (high - low > 1) {
-      const std::int64_t middle = (low + high) / 2;
-      (begin(middle) <= slot ? low : high) = middle;
-    }
-    return low;
-  }
-
- private:
-  const AttentionArgs& args_;
-  const Sizes& sizes_;
-};
+  const std::int64_t first = first_slot(args, sizes, sequence);
+  const std::int64_t slots = first_slot(args, sizes, sequence + 1) - first;
+  const std::int64_t local = task - first * args.num_kv_heads;
+  // A head's chunks follow each other, for they read the same keys; the last one, under a causal
+  // mask the longest, goes first.
+  Chunk(args, sizes, sequence, local / slots, slots - 1 - local % slots).run();
+}
 
 void clear_weights(const AttentionArgs& args) {
   const std::int64_t floats = args.max_q * args.max_k;
@@ -477,15 +472,9 @@ void clear_weights(const AttentionArgs& args) {
 void attention(const AttentionArgs& args) {
   if (args.weights) clear_weights(args);
   const Sizes sizes(args);
-  const Slots slots(args, sizes);
-  const std::int64_t tasks = slots.count() * args.num_kv_heads;
+  const std::int64_t tasks = first_slot(args, sizes, args.batch) * args.num_kv_heads;
   parallel_for(tasks, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t task = begin; task < end; ++task) {
-      // Backwards: under a causal mask the last chunks of a sequence are the longest.
-      const std::int64_t slot = slots.count() - 1 - task / args.num_kv_heads;
-      const std::int64_t sequence = slots.sequence_of(slot);
-      Chunk(args, sizes, sequence, task % args.num_kv_heads, slot - slots.begin(sequence)).run();
-    }
+    for (std::int64_t task = begin; task < end; ++task) run_task(args, sizes, task);
   });
 }
 
