@@ -34,7 +34,7 @@ variant asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSOFTGATE_SANITIZE=address,undef
 mapfile -t without_torch < <(grep -L torch tests/test_*.py)
 PYTHONPATH=$build/asan ASAN_OPTIONS=detect_leaks=0 \
   LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so)" \
-  python -m pytest -q "${without_torch[@]}"
+  python -m pytest -q --capture=sys "${without_torch[@]}"
 
 echo "== thread sanitizer, one minute"
 cmake --preset tsan -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" >/dev/null

@@ -17,6 +17,7 @@ inline constexpr std::int64_t kSliceDepth = 384;
 
 using vf = float __attribute__((vector_size(16)));
 using vi = std::int32_t __attribute__((vector_size(16)));
+using vu = std::uint32_t __attribute__((vector_size(16)));
 using vm = vi;  // all bits set or none
 
 SG_INLINE vf load(const float* p) {
@@ -61,11 +62,11 @@ SG_INLINE vf round(vf a) {
   return r;
 }
 SG_INLINE vf scale2(vf x, vf n) {
-  return reinterpret_cast<vf>(reinterpret_cast<vi>(x) + (__builtin_convertvector(n, vi) << 23));
+  // Unsigned, for lanes out of range may wrap.
+  const vu exponent = reinterpret_cast<vu>(__builtin_convertvector(n, vi)) << 23;
+  return reinterpret_cast<vf>(reinterpret_cast<vu>(x) + exponent);
 }
-SG_INLINE vf pow2(vf n) {
-  return reinterpret_cast<vf>(reinterpret_cast<vi>(n + kPow2Bias) << 23);
-}
+SG_INLINE vf pow2(vf n) { return reinterpret_cast<vf>(reinterpret_cast<vi>(n + kPow2Bias) << 23); }
 SG_INLINE vm nonzero_bytes(const std::uint8_t* p, int n) {
   vm m = {};
   for (int i = 0; i < n; ++i) m[i] = p[i] ? -1 : 0;
