@@ -29,8 +29,9 @@ SG_INLINE vf exp(vf x) {
 template <int N>
 SG_INLINE void exp_nonpositive(vf (&x)[N]) {
   // 2^r on [-1/2, 1/2], minimax.
-  constexpr float kCoefficients[] = {1.5345811e-4f,  1.33999321e-3f, 9.61848907e-3f, 5.55032864e-2f,
-                                     2.40226462e-1f, 6.93147182e-1f, 1.0f};
+  constexpr float kCoefficients[] = {
+      1.5345811e-4f, 1.33999321e-3f, 9.61848907e-3f, 5.55032864e-2f, 2.40226462e-1f, 6.93147182e-1f,
+      1.0f};
   vf n[N], p[N];
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) x[i] = max(set1(-127.0f), mul(x[i], set1(1.44269504f)));
