@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, sleep
 
 # A sample shorter than this is mostly clock and scheduler.
-MIN_SAMPLE_SECONDS = 2e-3
+MIN_SAMPLE_SECONDS = 20e-3
 WARM_UP_SECONDS = 0.1
-MAX_ROUNDS = 60
+MAX_ROUNDS = 20
+# Threads of the engine before spin on for a while after its turn: OpenMP's for 0.2 s.
+SETTLE_SECONDS = 0.25
 
 # Given a number of calls, makes them and returns the seconds they took together.
 Sampler = Callable[[int], float]
@@ -64,10 +66,8 @@ def geometric_mean(values: Sequence[float]) -> float:
 def time_calls(
     run: Callable[[], object], calls: int, clock: Callable[[], float] = perf_counter
 ) -> float:
-    """Seconds that `calls` calls take. An untimed call goes before fast ones: another engine had
-    the caches in between."""
-    if calls > 1:
-        run()
+    """Seconds that `calls` calls take, after an untimed one: another engine had the caches."""
+    run()
     start = clock()
     for _ in range(calls):
         run()
@@ -86,7 +86,11 @@ def calls_per_sample(sampler: Sampler) -> int:
     return max(1, math.ceil(MIN_SAMPLE_SECONDS / max(best, 1e-9)))
 
 
-def measure(samplers: Mapping[str, Sampler], effort: Effort) -> dict[str, Timing]:
+def measure(
+    samplers: Mapping[str, Sampler],
+    effort: Effort,
+    settle: Callable[[], None] = lambda: sleep(SETTLE_SECONDS),
+) -> dict[str, Timing]:
     """Time every engine: in each round one sample of each, the round's first one rotating."""
     calls = {name: calls_per_sample(sampler) for name, sampler in samplers.items()}
     samples: dict[str, list[float]] = {name: [] for name in samplers}
@@ -97,6 +101,7 @@ def measure(samplers: Mapping[str, Sampler], effort: Effort) -> dict[str, Timing
             break
         first = round_index % max(1, len(names))
         for name in names[first:] + names[:first]:
+            settle()
             taken = samplers[name](calls[name])
             samples[name].append(taken / calls[name])
             spent += taken

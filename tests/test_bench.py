@@ -77,14 +77,15 @@ def test_engines_take_turns() -> None:
         return sample
 
     effort = timing.Effort(seconds=0.0, min_rounds=3)
-    timings = timing.measure({name: sampler(name) for name in "abc"}, effort)
-    assert "".join(turns[3:]) == "abc" + "bca" + "cab"  # after one warm-up of each
+    samplers = {name: sampler(name) for name in "abc"}
+    timings = timing.measure(samplers, effort, settle=lambda: turns.append("."))
+    assert "".join(turns[3:]) == ".a.b.c" + ".b.c.a" + ".c.a.b"  # after one warm-up of each
     assert timings["b"].seconds == pytest.approx((0.2,) * 3)
 
 
 def test_rounds_end_with_the_time() -> None:
     effort = timing.Effort(seconds=4.0, min_rounds=2)
-    timings = timing.measure({"a": lambda calls: calls * 1.0}, effort)
+    timings = timing.measure({"a": lambda calls: calls * 1.0}, effort, settle=lambda: None)
     assert len(timings["a"].seconds) == 4
 
 
