@@ -270,23 +270,17 @@ class Bert(nn.Module):
         """
         batch = self._pack(input_ids, attention_mask, token_type_ids)
         cu_seqlens = Tensor(batch.cu_seqlens)
-        x = self.embedding(
-            Tensor(batch.input_ids), Tensor(batch.position_ids), Tensor(batch.token_type_ids)
-        )
-        hidden_states = [x]
+        hidden_states = []
         attentions = []
-        for layer in self.layers:
-            x, weights = layer(x, cu_seqlens, output_attentions)
+        for x, weights in self._states(batch, cu_seqlens, output_attentions):
             if output_hidden_states:
-                hidden_states.append(x)
-            if output_attentions:
+                hidden_states.append(batch.unpack(x.numpy()))
+            if weights is not None:
                 attentions.append(batch.unpack_weights(weights.numpy()))
         return BertOutput(
             last_hidden_state=batch.unpack(x.numpy()),
             pooler_output=self._pool_first(x, cu_seqlens),
-            hidden_states=tuple(batch.unpack(h.numpy()) for h in hidden_states)
-            if output_hidden_states
-            else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
             cu_seqlens=batch.cu_seqlens,
         )
@@ -328,14 +322,30 @@ class Bert(nn.Module):
         self, encodings: Sequence[Encoding], *, normalize: bool | None = None
     ) -> FloatArray:
         """What `encode` gives, of texts already tokenized, in one batch."""
-        output = self.forward(
+        batch = self._pack(
             [encoding.ids for encoding in encodings],
-            token_type_ids=[encoding.type_ids for encoding in encodings],
+            None,
+            [encoding.type_ids for encoding in encodings],
         )
-        vectors: FloatArray = ops.pool(output.last_hidden_state, output.cu_seqlens, self.pooling)
+        cu_seqlens = Tensor(batch.cu_seqlens)
+        for x, _ in self._states(batch, cu_seqlens):
+            last = x
+        vectors: FloatArray = ops.pool(last, cu_seqlens, self.pooling).numpy()
         if self.sentence_pooling.normalize if normalize is None else normalize:
             ops.normalize(vectors, out=vectors)
         return vectors
+
+    def _states(
+        self, batch: _Packed, cu_seqlens: Tensor, return_weights: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The embedding's output, then each layer's with its attention weights."""
+        x: Tensor = self.embedding(
+            Tensor(batch.input_ids), Tensor(batch.position_ids), Tensor(batch.token_type_ids)
+        )
+        yield x, None
+        for layer in self.layers:
+            x, weights = layer(x, cu_seqlens, return_weights)
+            yield x, weights
 
     def _pool_first(self, x: Tensor, cu_seqlens: Tensor) -> FloatArray | None:
         if self.pooler is None:
