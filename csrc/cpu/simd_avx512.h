@@ -26,7 +26,7 @@ inline constexpr int kTileRows = 14;
 
 // Bytes of A that stay in L2 while panels pass, and depth of a panel slice that stays in L1.
 inline constexpr std::int64_t kRowBlockBytes = 512 * 1024;
-inline constexpr std::int64_t kSliceDepth = 384;
+inline constexpr std::int64_t kSliceDepth = 256;
 
 using vf = __m512;
 using vm = __mmask16;
