@@ -56,22 +56,36 @@ SG_INLINE vf exp_nonpositive(vf x) {
   return one[0];
 }
 
-// 1 / (1 + e^-x), in [0, 1]; nothing cancels.
-SG_INLINE vf sigmoid(vf x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x)))); }
+// 2^x = scale * (1 + excess), for x in [-125, 125], without rounding to 1 what is close to it.
+struct Power {
+  vf scale, excess;
+};
+SG_INLINE Power split_pow2(vf x) {
+  const vf n = round(x);
+  const vf r = sub(x, n);
+  // (2^r - 1) / r on [-1/2, 1/2], minimax.
+  vf p = set1(1.54035122e-4f);
+  p = fma(p, r, set1(1.33907353e-3f));
+  p = fma(p, r, set1(9.61823761e-3f));
+  p = fma(p, r, set1(5.55035733e-2f));
+  p = fma(p, r, set1(2.40226492e-1f));
+  p = fma(p, r, set1(6.93147182e-1f));
+  return {pow2(n), mul(p, r)};
+}
 
+// 1 / (1 + e^-x), in [0, 1]; nothing cancels.
+SG_INLINE vf sigmoid(vf x) {
+  const vf y = max(set1(-125.0f), min(set1(125.0f), mul(x, set1(-1.44269504f))));
+  const Power power = split_pow2(y);
+  return quotient(set1(1.0f), add(fma(power.scale, power.excess, power.scale), set1(1.0f)));
+}
+
+// (e^2x - 1) / (e^2x + 1), with e^2x - 1 to relative accuracy.
 SG_INLINE vf tanh(vf x) {
-  // Small arguments by an odd polynomial: 1 - 2 / (e^2x + 1) cancels there.
-  const vf a = abs(x);
-  const vf s = mul(x, x);
-  vf p = set1(-5.70498872745e-3f);
-  p = fma(p, s, set1(2.06390887954e-2f));
-  p = fma(p, s, set1(-5.37397155531e-2f));
-  p = fma(p, s, set1(1.33314422036e-1f));
-  p = fma(p, s, set1(-3.33332819422e-1f));
-  const vf small = fma(mul(p, s), x, x);
-  const vf large = sub(set1(1.0f), div(set1(2.0f), add(exp(add(a, a)), set1(1.0f))));
-  const vf with_sign = select(less(x, zero()), sub(zero(), large), large);
-  return select(less(a, set1(0.625f)), small, with_sign);
+  const vf y = max(set1(-30.0f), min(set1(30.0f), mul(x, set1(2.0f * 1.44269504f))));
+  const Power power = split_pow2(y);
+  const vf e = fma(power.scale, power.excess, sub(power.scale, set1(1.0f)));
+  return quotient(e, add(e, set1(2.0f)));
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA
