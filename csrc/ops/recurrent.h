@@ -84,6 +84,37 @@ struct RecurrentArgs {
   RecurrentDirection direction[2];
 };
 
+// What devices take: the steps, after linear has formed the inputs' part of all sums. Weights are
+// dense, gates in torch's order.
+template <class T>
+struct RecurrentStepsDirection {
+  const T* gates;      // [total_tokens, gates * hidden_size], W_ih x and the biases but for b_hn
+  const T* weight_hh;  // [gates * hidden_size, output_size]
+  const T* bias_hn;    // gru: [hidden_size], or null
+  const T* weight_hr;  // [output_size, hidden_size], or null
+  const T *h0, *c0;    // [batch, output_size], [batch, hidden_size], or null
+  T* out;              // this direction's columns
+  T *h_n, *c_n;
+  // Working memory, [batch, hidden_size] in the order in which sequences are taken.
+  float* carry;     // lstm: c; gru_reset_before: z
+  T* intermediate;  // gru_reset_before: r * h; lstm with projection: o * tanh(c); else null
+  std::int64_t h0_stride, c0_stride;  // elements between rows
+  bool reverse;
+};
+
+template <class T>
+struct RecurrentStepsArgs {
+  RecurrentKind kind;
+  // Of the sequences, longest first: place in the batch, first token, length. In device memory.
+  const std::int32_t *order, *first, *length;
+  const std::int32_t* active;  // [steps], how many sequences reach each step; in host memory
+  std::int64_t batch, steps;
+  std::int64_t hidden_size, output_size;
+  std::int64_t gates_stride, out_stride;  // elements between rows
+  int directions;
+  RecurrentStepsDirection<T> direction[2];
+};
+
 // One panel of float32 to or from a stored dtype.
 struct PanelArgs {
   DType dtype;
