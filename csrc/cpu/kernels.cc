@@ -5,18 +5,18 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void add_norm(const AddNormArgs&);
+void add_norm(const AddNormArgs<float>&);
 void attention(const AttentionArgs&);
-void embedding(const EmbeddingArgs&);
+void embedding(const EmbeddingArgs<float>&);
 void gru(const RecurrentArgs&);
 void linear(const LinearArgs&);
 void lstm(const RecurrentArgs&);
-void normalize(const NormalizeArgs&);
+void normalize(const NormalizeArgs<float>&);
 void pack(const PackArgs&);
-void pool(const PoolArgs&);
+void pool(const PoolArgs<float>&);
 void restore_panel(const PanelArgs&);
 void rnn(const RecurrentArgs&);
-void softmax(const SoftmaxArgs&);
+void softmax(const SoftmaxArgs<float>&);
 void store_panel(const PanelArgs&);
 std::int64_t stored_panel_bytes(DType, std::int64_t depth);
 void unpack(const PackArgs&);
