@@ -23,6 +23,8 @@ struct LstmPhase : GatePhase<0, 4, 4> {
 
 // h = W_hr (o * tanh(c))
 struct ProjectPhase : GatePhase<0, 1, 1> {
+  static constexpr bool kInRegisters = false;  // the gates fill them
+
   template <class T>
   static __host__ __device__ int units(const RecurrentStepsArgs<T>& args) {
     return static_cast<int>(args.output_size);

@@ -96,13 +96,14 @@ struct After {
 //   kGates products, which start at row kFirstGate * hidden_size of weight_hh, for `units` units;
 //   kSlots values that its pointwise part takes, a power of two: the sums and, where a product is
 //     missing, only what it would start from;
+//   kInRegisters: may weights lie there, or in shared memory alone?
 //   kCarries: does it give a new carry?
 //   start(place, slot), before(place), finish(values, before): the pointwise part;
 //   from(place), to(place): the rows that it reads and writes.
 template <int kFirstGate_, int kGates_, int kSlots_>
 struct GatePhase {
   static constexpr int kGates = kGates_, kSlots = kSlots_;
-  static constexpr bool kCarries = false;
+  static constexpr bool kInRegisters = true, kCarries = false;
 
   template <class T>
   static __host__ __device__ int units(const RecurrentStepsArgs<T>& args) {
@@ -338,16 +339,21 @@ __device__ __forceinline__ void run_tile(Place<T> place, int rows, bool stores,
 // ---- All steps in one kernel ----
 
 // How a phase is spread over the blocks of a grid.
+template <class Phase>
 struct Share {
+  // Of a block's units, those whose weights lie in registers.
+  static constexpr int kHeldUnits = Phase::kInRegisters ? kStepWarps : 0;
+
   int units;  // of a block
   // Warps beside each other have different units, the others the same ones for other tiles.
   int across;
-  int shared_units;  // whose weights do not lie in registers
 
   __host__ __device__ Share(int all_units, int blocks)
       : units((all_units + blocks - 1) / blocks), across(1) {
     while (across < units && across < kStepWarps) across *= 2;
-    shared_units = units > kStepWarps ? units - kStepWarps : 0;
+  }
+  __host__ __device__ int shared_units() const {
+    return units > kHeldUnits ? units - kHeldUnits : 0;
   }
   __host__ __device__ int rows() const { return kStepWarps / across * kTileRows; }
 };
@@ -356,12 +362,13 @@ struct Share {
 template <class T, class Phase>
 __host__ __device__ int tile_elements(const RecurrentStepsArgs<T>& args, int blocks) {
   const int chunks = chunks_of<T>(Phase::depth(args));
-  return Share(Phase::units(args), blocks).rows() * chunks * kChunk<T>;
+  return Share<Phase>(Phase::units(args), blocks).rows() * chunks * kChunk<T>;
 }
 template <class T, class Phase>
 __host__ __device__ int weight_elements(const RecurrentStepsArgs<T>& args, int blocks) {
   const int chunks = chunks_of<T>(Phase::depth(args));
-  return Share(Phase::units(args), blocks).shared_units * Phase::kGates * chunks * kChunk<T>;
+  return Share<Phase>(Phase::units(args), blocks).shared_units() * Phase::kGates * chunks *
+         kChunk<T>;
 }
 
 // One phase's weights of this block's units, for the whole sequence.
@@ -373,19 +380,21 @@ class Resident {
     const int all = Phase::units(place.args);
     depth_ = Phase::depth(place.args);
     chunks_ = chunks_of<T>(depth_);
-    const Share share(all, static_cast<int>(gridDim.x));
+    const Share<Phase> share(all, static_cast<int>(gridDim.x));
     first_unit_ = static_cast<int>(blockIdx.x) * share.units;
     units_ = min(share.units, all - first_unit_);
     slot_ = warp_index() % share.across;
     tile_row_ = warp_index() / share.across * kTileRows;
     rows_ = share.rows();
     shared_ = shared;
-    held_.fill([&](int chunk, int gate) {
-      return load_chunk(place, slot_, gate, chunk, slot_ < units_ ? depth_ : 0);
-    });
+    if constexpr (Phase::kInRegisters) {
+      held_.fill([&](int chunk, int gate) {
+        return load_chunk(place, slot_, gate, chunk, slot_ < units_ ? depth_ : 0);
+      });
+    }
     const int pieces = Phase::kGates * chunks_;
-    for (int i = warp_index(); i < (units_ - kStepWarps) * pieces; i += kStepWarps) {
-      const int index = kStepWarps + i / pieces, gate = i % pieces / chunks_;
+    for (int i = warp_index(); i < (units_ - kHeldUnits) * pieces; i += kStepWarps) {
+      const int index = kHeldUnits + i / pieces, gate = i % pieces / chunks_;
       *reinterpret_cast<uint4*>(shared + i * kChunk<T> + lane_index() * kVec<T>) =
           load_chunk(place, index, gate, i % chunks_, depth_);
     }
@@ -406,13 +415,15 @@ class Resident {
       const T* x = tile + tile_row_ * chunks_ * kChunk<T>;
       with_rows(rows, [&](auto count) {
         constexpr int kRows = decltype(count)::value;
-        place.unit = first_unit_ + slot_;
-        run_tile<T, Phase, kRows>(place, rows, true, [&](auto& sums) {
-          multiply<T, Phase, kRows>(sums, held_, x, rows, chunks_);
-        });
-        for (int i = slot_ + kStepWarps; i < units_; i += kStepWarps) {
+        if constexpr (Phase::kInRegisters) {
+          place.unit = first_unit_ + slot_;
+          run_tile<T, Phase, kRows>(place, rows, true, [&](auto& sums) {
+            multiply<T, Phase, kRows>(sums, held_, x, rows, chunks_);
+          });
+        }
+        for (int i = slot_ + kHeldUnits; i < units_; i += kStepWarps) {
           place.unit = first_unit_ + i;
-          const int from = (i - kStepWarps) * Phase::kGates * chunks_ * kChunk<T>;
+          const int from = (i - kHeldUnits) * Phase::kGates * chunks_ * kChunk<T>;
           run_tile<T, Phase, kRows>(place, rows, true, [&](auto& sums) {
             const SharedWeights<T, Phase::kGates> weights{shared_ + from};
             multiply<T, Phase, kRows>(sums, weights, x, rows, chunks_);
@@ -429,7 +440,9 @@ class Resident {
     return load_padded(Phase::weight(place, gate), column, depth);
   }
 
-  RegisterWeights<T, Phase::kGates> held_;  // of this warp's first unit
+  static constexpr int kHeldUnits = Share<Phase>::kHeldUnits;
+
+  RegisterWeights<T, Phase::kGates> held_;  // of this warp's first unit, if kInRegisters
   const T* shared_;                         // of the others
   int depth_, chunks_;
   int first_unit_, units_;  // of this block
@@ -440,9 +453,15 @@ class Resident {
 template <class T, class... Phases>
 struct Residents : Resident<T, Phases>... {};
 
+template <class T>
+struct SequenceArgs {
+  RecurrentStepsArgs<T> steps;
+  unsigned* arrivals;  // at the grid's barrier, zero before the launch
+};
+
 template <class T, class... Phases>
-__global__ void __launch_bounds__(kStepThreads, 1)
-    sequence_kernel(const RecurrentStepsArgs<T> args, unsigned* arrivals) {
+__global__ void __launch_bounds__(kStepThreads, 1) sequence_kernel(const SequenceArgs<T> all) {
+  const RecurrentStepsArgs<T>& args = all.steps;
   // In shared memory: a tile, weights, how sequences lie.
   const int blocks = static_cast<int>(gridDim.x), batch = static_cast<int>(args.batch);
   auto* tile = reinterpret_cast<T*>(shared_memory());
@@ -469,26 +488,32 @@ __global__ void __launch_bounds__(kStepThreads, 1)
     while (active > 0 && length[active - 1] <= step) --active;
     if (active == 0) break;
     place.step = step;
-    ((residents.Resident<T, Phases>::run(place, active, tile), grid_sync(arrivals)), ...);
+    ((residents.Resident<T, Phases>::run(place, active, tile), grid_sync(all.arrivals)), ...);
   }
 }
 
 // ---- One phase of one step ----
 
+template <class T>
+struct StepArgs {
+  RecurrentStepsArgs<T> steps;
+  int step, active;  // sequences that reach it
+};
+
 template <class T, class Phase>
-__global__ void __launch_bounds__(kStepThreads)
-    step_kernel(const RecurrentStepsArgs<T> args, int step, int active) {
+__global__ void __launch_bounds__(kStepThreads, 2) step_kernel(const StepArgs<T> one) {
+  const RecurrentStepsArgs<T>& args = one.steps;
   auto* tile = reinterpret_cast<T*>(shared_memory());
   const int unit = static_cast<int>(blockIdx.x) * kStepWarps + warp_index();
   const int units = Phase::units(args), depth = Phase::depth(args), all = chunks_of<T>(depth);
   const int first = static_cast<int>(blockIdx.y) * kTileRows;
-  const int rows = min(kTileRows, active - first);
+  const int rows = min(kTileRows, one.active - first);
   // A warp without a unit works on the last one and drops its results.
   Place<T> place{args,
                  direction_of(args, blockIdx.z),
                  args.first,
                  args.length,
-                 step,
+                 one.step,
                  first,
                  min(unit, units - 1)};
   GlobalWeights<T, Phase::kGates> weights{{}, depth, 0};
@@ -562,7 +587,7 @@ void run_steps(const RecurrentStepsArgs<T>& args, Stream stream) {
             .shared_bytes = bytes,
             .stream = stream,
             .cooperative = true},
-           args, arrivals.data<unsigned>());
+           SequenceArgs<T>{args, arrivals.data<unsigned>()});
   } else {
     for (int step = 0; step < args.steps; ++step) {
       const int active = args.active[step];
@@ -575,7 +600,7 @@ void run_steps(const RecurrentStepsArgs<T>& args, Stream stream) {
                 .block = kStepThreads,
                 .shared_bytes = std::min(kTileRows, active) * chunks * kChunk<T> * sizeof(T),
                 .stream = stream},
-               args, step, active);
+               StepArgs<T>{args, step, active});
       };
       (run_phase(step_kernel<T, Phases>, Phases::units(args), Phases::depth(args)), ...);
     }

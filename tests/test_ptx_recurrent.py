@@ -1,0 +1,241 @@
+"""The kernels of recurrent layers as nvcc compiled them: all steps in one, and one for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ptx
+import pytest
+from cases import GATES
+from softgate import reference
+from tolerances import assert_close, recurrent_scales
+
+KINDS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")  # as the enum numbers them
+SOURCES = {kind: f"cuda/{kind.split('_')[0]}.cu" for kind in KINDS}
+RUNS = {"rnn": reference.rnn, "lstm": reference.lstm, "gru": reference.gru}
+
+# As cuda/recurrent.cuh has them.
+TILE_ROWS, WARPS, THREADS = 8, 8, 256
+CHUNK = {"float32": 128, "float16": 256, "bfloat16": 256}  # elements
+HELD_CHUNKS = {"float32": 8, "float16": 4, "bfloat16": 4}
+
+
+@dataclass(frozen=True)
+class Layer:
+    kind: str
+    lengths: tuple[int, ...]
+    hidden: int
+    output: int  # hidden unless projected
+    dtype: str
+    directions: tuple[str, ...]
+    arrays: list[dict[str, Any]]  # of each direction, as stored
+    states: bool
+
+    @property
+    def op(self) -> str:
+        return self.kind.split("_")[0]
+
+    @property
+    def phases(self) -> list[tuple[str, int, int, int]]:
+        """Name, units, depth and gates of each."""
+        if self.output != self.hidden:
+            second = ("ProjectPhase", self.output, self.hidden, 1)
+            return [("LstmPhase", self.hidden, self.output, 4), second]
+        names = {
+            "lstm": [("LstmPhase", 4)],
+            "gru": [("GruPhase", 3)],
+            "gru_reset_before": [("ResetPhase", 2), ("ResetStatePhase", 1)],
+        }.get(self.kind, [("RnnPhase", 1)])
+        return [(name, self.hidden, self.hidden, gates) for name, gates in names]
+
+    def chunks(self, depth: int) -> int:
+        return -(-depth // CHUNK[self.dtype])
+
+    def kernel(self, name: str, arch: str) -> Any:
+        return ptx.kernel(SOURCES[self.kind], name, arch)
+
+    @property
+    def element(self) -> str:
+        return ptx.ELEMENTS[self.dtype]
+
+
+def layer(
+    kind, lengths, hidden, proj=None, *, dtype="float32", direction="forward", states=True, seed=0
+) -> Layer:
+    """Of random numbers. The inputs' part of the sums is given, so it stands for x itself."""
+    random = np.random.default_rng(seed)
+    output, rows = proj or hidden, GATES[kind] * hidden
+    directions = ("forward", "reverse") if direction == "bidirectional" else (direction,)
+
+    def draw(*shape, size=1.0):
+        array = ptx.to_bits(random.standard_normal(shape) * size, dtype)
+        array.flags.writeable = False
+        return array
+
+    arrays = [
+        {
+            "gates": draw(sum(lengths), rows),
+            "weight_hh": draw(rows, output, size=output**-0.5),
+            "bias_hn": draw(hidden) if kind == "gru" else None,
+            "weight_hr": draw(proj, hidden, size=hidden**-0.5) if proj else None,
+            "h0": draw(len(lengths), output) if states else None,
+            "c0": draw(len(lengths), hidden) if states and kind == "lstm" else None,
+        }
+        for _ in directions
+    ]
+    return Layer(kind, lengths, hidden, output, dtype, directions, arrays, states)
+
+
+def expected(layer: Layer) -> tuple[list[np.ndarray], list[float]]:
+    """out, h_n and c_n of each direction in float64, and their scales."""
+    results, scales = [], []
+    offsets = np.concatenate([[0], np.cumsum(layer.lengths)])
+    for name, arrays in zip(layer.directions, layer.arrays, strict=True):
+        wide = {
+            key: None if array is None else ptx.to_float64(array, layer.dtype)
+            for key, array in arrays.items()
+        }
+        rows = GATES[layer.kind] * layer.hidden
+        bias = np.zeros(rows)
+        if wide["bias_hn"] is not None:
+            bias[2 * layer.hidden :] = wide["bias_hn"]
+        weight = reference.RecurrentWeight(
+            layer.kind, np.eye(rows), wide["weight_hh"], None, bias, wide["weight_hr"]
+        )
+        given = [wide[key][None] for key in ("h0", "c0") if wide[key] is not None]
+
+        def run(weights, x=wide["gates"], given=given, name=name):
+            return RUNS[layer.op](x, offsets, *weights, *given, direction=name)
+
+        results.append([result.reshape(-1, result.shape[-1]) for result in run([weight])])
+        scales.append(recurrent_scales(run, [weight], draws=2))
+    return results, scales
+
+
+class Launches:
+    """A layer's memory on the device, and its kernels on it."""
+
+    def __init__(self, layer: Layer, *, gap: int = 0, arch: str = ptx.ARCH, **options: Any):
+        self.layer, self.arch, self.options = layer, arch, options
+        count, batch = len(layer.directions), len(layer.lengths)
+        tokens, stored = sum(layer.lengths), ptx.to_bits(np.zeros(1), layer.dtype).dtype
+
+        def nans(*shape):
+            return ptx.to_bits(np.full(shape, np.nan), layer.dtype).astype(stored)
+
+        self.out = nans(tokens, count * layer.output + gap)
+        self.last = [
+            [nans(batch, layer.output), nans(batch, layer.hidden) if layer.kind == "lstm" else None]
+            for _ in layer.directions
+        ]
+        lengths = np.array(layer.lengths, dtype=np.int32)
+        order = np.argsort(-lengths, kind="stable").astype(np.int32)
+        first = (np.cumsum(lengths) - lengths).astype(np.int32)[order]
+        self.active = [int((lengths > step).sum()) for step in range(max(layer.lengths))]
+        schedule = [order, first, lengths[order]]
+        for array in schedule:
+            array.flags.writeable = False
+        fields: list[Any] = [np.int32(KINDS.index(layer.kind)), *schedule, None]
+        sizes = (batch, len(self.active), layer.hidden, layer.output)
+        strides = (GATES[layer.kind] * layer.hidden, self.out.shape[1])
+        fields += [np.int64(number) for number in (*sizes, *strides)]
+        fields.append(np.int32(count))
+        for d, (name, arrays) in enumerate(zip(layer.directions, layer.arrays, strict=True)):
+            columns = slice(d * layer.output, (d + 1) * layer.output)
+            carry = np.full((batch, layer.hidden), np.nan, dtype=np.float32)
+            fields += [*arrays.values(), self.out[:, columns], *self.last[d]]
+            fields += [carry, nans(batch, layer.hidden)]
+            fields += [np.int64(layer.output), np.int64(layer.hidden)]
+            fields += [np.bool_(name == "reverse")]
+        if count == 1:
+            fields += [*[None] * 11, *[np.int64(0)] * 2, np.bool_(False)]
+        self.fields = fields
+
+    def launch(self, name: str, grid: Any, fields: list[Any], shared: int, **options: Any) -> Any:
+        # A struct inside another ends at its alignment.
+        report = ptx.launch(
+            self.layer.kernel(name, self.arch), grid, THREADS,
+            [*self.fields, *fields], shared_bytes=shared, **self.options, **options,
+        )  # fmt: skip
+        assert not report.errors, "\n".join(report.errors)
+        return report
+
+    def sequence(self, blocks: int) -> Any:
+        """All steps in one launch."""
+        layer, tile, weights = self.layer, 0, 0
+        for name, units, depth, gates in layer.phases:
+            of_block = -(-units // blocks)
+            across = next(n for n in (1, 2, 4, 8) if n >= min(of_block, WARPS))
+            row = layer.chunks(depth) * CHUNK[layer.dtype] * self.out.itemsize
+            tile = max(tile, WARPS // across * TILE_ROWS * row)
+            held = 0 if name == "ProjectPhase" else WARPS
+            weights += max(0, of_block - held) * gates * row
+        names = ", ".join([layer.element, *(phase[0] for phase in layer.phases)])
+        shared = tile + weights + 8 * len(layer.lengths)
+        arrivals = np.zeros(1, dtype=np.uint32)
+        grid = (blocks, len(layer.directions))
+        return self.launch(
+            f"sequence_kernel<{names}>", grid, [arrivals], shared, cooperative=True
+        )
+
+    def steps(self) -> None:
+        """A launch for each phase of each step."""
+        layer = self.layer
+        for step, active in enumerate(self.active):
+            for name, units, depth, _ in layer.phases:
+                grid = (-(-units // WARPS), -(-active // TILE_ROWS), len(layer.directions))
+                chunks = min(layer.chunks(depth), HELD_CHUNKS[layer.dtype])
+                row = chunks * CHUNK[layer.dtype] * self.out.itemsize
+                self.launch(
+                    f"step_kernel<{layer.element}, {name}>", grid,
+                    [np.int32(step), np.int32(active)], min(active, TILE_ROWS) * row,
+                )  # fmt: skip
+
+    def last_states(self) -> None:
+        grid = (len(self.layer.lengths), len(self.layer.directions))
+        self.launch(f"last_states_kernel<{self.layer.element}>", grid, [], 0)
+
+    def results(self) -> list[np.ndarray]:
+        """out, h_n and c_n of each direction."""
+        layer = self.layer
+        width = layer.output
+        return [
+            [self.out[:, d * width : (d + 1) * width], *(a for a in last if a is not None)]
+            for d, last in enumerate(self.last)
+        ]
+
+
+def assert_as_reference(layer: Layer, launches: Launches, reference_results: Any) -> None:
+    results, scales = reference_results
+    terms = layer.output + (layer.hidden if layer.output != layer.hidden else 0)
+    for actual, exact, scale in zip(launches.results(), results, scales, strict=True):
+        for array, e, s in zip(actual, exact, scale, strict=True):
+            numbers = ptx.to_float64(array, layer.dtype).astype(np.float32)
+            assert_close(numbers, e, scale=s, terms=terms, dtype=layer.dtype)
+
+
+RAGGED = (3, 0, 5, 1, 3)
+
+
+@pytest.mark.parametrize("dtype", ptx.ELEMENTS)
+@pytest.mark.parametrize("proj", [None, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_instance(kind, proj, dtype):
+    if proj and kind != "lstm":
+        pytest.skip("only an LSTM has a projection")
+    case = layer(kind, RAGGED, 11, proj, dtype=dtype, direction="bidirectional")
+    exact = expected(case)
+    outcomes = []
+    for options in ({"seed": 0}, {"seed": 1}, {"seed": 2}, {"strict_warp": True}):
+        in_one = Launches(case, gap=3, **options)
+        in_one.sequence(blocks=3)
+        in_one.last_states()
+        assert_as_reference(case, in_one, exact)
+        outcomes.append(in_one.out)
+    stepwise = Launches(case, gap=3)
+    stepwise.steps()
+    stepwise.last_states()
+    for other in [*outcomes[1:], stepwise.out]:
+        assert np.array_equal(other.view(np.uint8), outcomes[0].view(np.uint8))
