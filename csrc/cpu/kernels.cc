@@ -8,7 +8,7 @@ namespace softgate::cpu::SOFTGATE_ISA {
 void add_norm(const AddNormArgs&);
 void attention(const AttentionArgs&);
 void embedding(const EmbeddingArgs&);
-void linear(const LinearArgs&);
+void linear(const LinearArgs<float>&);
 void normalize(const NormalizeArgs&);
 void pack(const PackArgs&);
 void pool(const PoolArgs&);

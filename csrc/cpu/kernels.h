@@ -15,7 +15,7 @@ struct Kernels {
   void (*add_norm)(const AddNormArgs&);
   void (*attention)(const AttentionArgs&);
   void (*embedding)(const EmbeddingArgs&);
-  void (*linear)(const LinearArgs&);
+  void (*linear)(const LinearArgs<float>&);
   void (*normalize)(const NormalizeArgs&);
   void (*pack)(const PackArgs&);
   void (*pool)(const PoolArgs&);
