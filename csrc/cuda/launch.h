@@ -14,8 +14,8 @@
 #include <tuple>
 #include <utility>
 
+#include "core/backend.h"
 #include "cuda/kernel.cuh"
-#include "cuda/stream.h"
 
 #ifdef SOFTGATE_SIMT
 #include <dlfcn.h>
