@@ -3,7 +3,7 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void embedding(const EmbeddingArgs& args);
+void embedding(const EmbeddingArgs<float>& args);
 
 namespace {
 
@@ -12,12 +12,12 @@ struct TableRows {
   const float* of[kMaxTables];
 };
 
-std::int64_t id_at(const EmbeddingArgs& args, int table, std::int64_t token) {
+std::int64_t id_at(const EmbeddingArgs<float>& args, int table, std::int64_t token) {
   return args.ids_are_int64[table] ? static_cast<const std::int64_t*>(args.ids[table])[token]
                                    : static_cast<const std::int32_t*>(args.ids[table])[token];
 }
 
-TableRows rows_of(const EmbeddingArgs& args, std::int64_t token) {
+TableRows rows_of(const EmbeddingArgs<float>& args, std::int64_t token) {
   TableRows rows{};
   for (int t = 0; t < args.num_tables; ++t)
     rows.of[t] = args.tables[t] + id_at(args, t, token) * args.table_strides[t];
@@ -36,7 +36,7 @@ float add_rows(const TableRows& rows, std::int64_t n, float* out) {
 }
 
 template <int kTables>
-void embed(const EmbeddingArgs& args, std::int64_t begin, std::int64_t end) {
+void embed(const EmbeddingArgs<float>& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t n = args.hidden;
   for (std::int64_t token = begin; token < end; ++token) {
     float* out = args.out + token * args.out_stride;
@@ -50,7 +50,7 @@ void embed(const EmbeddingArgs& args, std::int64_t begin, std::int64_t end) {
 
 }  // namespace
 
-void embedding(const EmbeddingArgs& args) {
+void embedding(const EmbeddingArgs<float>& args) {
   static constexpr decltype(&embed<1>) kEmbed[kMaxTables] = {embed<1>, embed<2>, embed<3>,
                                                              embed<4>};
   const auto run = kEmbed[args.num_tables - 1];

@@ -14,12 +14,12 @@ namespace softgate::cpu {
 struct Kernels {
   void (*add_norm)(const AddNormArgs<float>&);
   void (*attention)(const AttentionArgs&);
-  void (*embedding)(const EmbeddingArgs&);
+  void (*embedding)(const EmbeddingArgs<float>&);
   void (*linear)(const LinearArgs<float>&);
-  void (*normalize)(const NormalizeArgs&);
+  void (*normalize)(const NormalizeArgs<float>&);
   void (*pack)(const PackArgs&);
-  void (*pool)(const PoolArgs&);
-  void (*softmax)(const SoftmaxArgs&);
+  void (*pool)(const PoolArgs<float>&);
+  void (*softmax)(const SoftmaxArgs<float>&);
   void (*unpack)(const PackArgs&);
   int panel_width;  // columns of one packed panel (ops/linear.h)
 };

@@ -3,7 +3,7 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void normalize(const NormalizeArgs& args);
+void normalize(const NormalizeArgs<float>& args);
 
 namespace {
 
@@ -31,7 +31,7 @@ void normalize_row(const float* x, std::int64_t n, float eps, float* out) {
 
 }  // namespace
 
-void normalize(const NormalizeArgs& args) {
+void normalize(const NormalizeArgs<float>& args) {
   for_each_row_range(args.rows, 2 * kFloat * args.hidden,
                      [&](std::int64_t begin, std::int64_t end) {
                        for (std::int64_t row = begin; row < end; ++row) {

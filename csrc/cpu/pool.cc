@@ -3,7 +3,7 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void pool(const PoolArgs& args);
+void pool(const PoolArgs<float>& args);
 
 namespace {
 
@@ -54,7 +54,7 @@ void zero_row(float* out, std::int64_t n) {
   for_each_vector(n, [=](std::int64_t i, auto lanes) { store(out + i, zero(), lanes); });
 }
 
-void pool_columns(const PoolArgs& args, std::int64_t sequence, std::int64_t column) {
+void pool_columns(const PoolArgs<float>& args, std::int64_t sequence, std::int64_t column) {
   const std::int64_t first = args.cu_seqlens[sequence];
   const std::int64_t tokens = args.cu_seqlens[sequence + 1] - first;
   const std::int64_t n = min_int(kBlock, args.hidden - column);
@@ -73,7 +73,7 @@ void pool_columns(const PoolArgs& args, std::int64_t sequence, std::int64_t colu
 
 }  // namespace
 
-void pool(const PoolArgs& args) {
+void pool(const PoolArgs<float>& args) {
   const std::int64_t blocks = ceil_div(args.hidden, kBlock);
   const std::int64_t mean_tokens = ceil_div(args.cu_seqlens[args.batch], max_int(1, args.batch));
   for_each_row_range(args.batch * blocks, kFloat * kBlock * mean_tokens,

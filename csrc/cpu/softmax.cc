@@ -4,7 +4,7 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void softmax(const SoftmaxArgs& args);
+void softmax(const SoftmaxArgs<float>& args);
 
 namespace {
 
@@ -35,7 +35,7 @@ void softmax_row(const float* x, std::int64_t n, float* out) {
 
 }  // namespace
 
-void softmax(const SoftmaxArgs& args) {
+void softmax(const SoftmaxArgs<float>& args) {
   for_each_row_range(
       args.rows, 4 * kFloat * args.columns, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row)

@@ -68,10 +68,11 @@ Tensor embedding(const std::vector<Tensor>& ids, const std::vector<Tensor>& tabl
   if (norm_bias) check_overlap(kOp, result, "norm_bias", *norm_bias, false);
   if (result.numel() == 0) return result;
 
-  EmbeddingArgs args{
+  EmbeddingArgs<float> args{
       .num_tables = static_cast<int>(tables.size()),
       .tables = {},
       .table_strides = {},
+      .table_rows = {},
       .ids = {},
       .ids_are_int64 = {},
       .norm_weight = norm_weight ? norm_weight->data<float>() : nullptr,
@@ -85,6 +86,7 @@ Tensor embedding(const std::vector<Tensor>& ids, const std::vector<Tensor>& tabl
   for (std::size_t t = 0; t < tables.size(); ++t) {
     args.tables[t] = tables[t].data<float>();
     args.table_strides[t] = tables[t].stride(0);
+    args.table_rows[t] = tables[t].size(0);
     args.ids[t] = ids[t].raw();
     args.ids_are_int64[t] = ids[t].dtype() == DType::int64;
   }

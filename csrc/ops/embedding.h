@@ -17,15 +17,17 @@ namespace softgate {
 
 inline constexpr int kMaxTables = 4;
 
+template <class T>
 struct EmbeddingArgs {
   int num_tables;
-  const float* tables[kMaxTables];
+  const T* tables[kMaxTables];
   std::int64_t table_strides[kMaxTables];  // elements between rows
+  std::int64_t table_rows[kMaxTables];
   const void* ids[kMaxTables];
   bool ids_are_int64[kMaxTables];
-  const float* norm_weight;  // or null: no norm
-  const float* norm_bias;    // or null
-  float* out;
+  const T* norm_weight;  // or null: no norm
+  const T* norm_bias;    // or null
+  T* out;
   std::int64_t tokens, hidden;
   std::int64_t out_stride;
   float eps;

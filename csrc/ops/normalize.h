@@ -12,9 +12,10 @@
 
 namespace softgate {
 
+template <class T>
 struct NormalizeArgs {
-  const float* x;
-  float* out;
+  const T* x;
+  T* out;
   std::int64_t rows, hidden;
   std::int64_t x_stride, out_stride;  // elements between rows
   float eps;

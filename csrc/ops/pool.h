@@ -15,10 +15,11 @@ namespace softgate {
 
 enum class PoolMode { mean, cls, max, last };
 
+template <class T>
 struct PoolArgs {
-  const float* x;
+  const T* x;
   const std::int32_t* cu_seqlens;
-  float* out;
+  T* out;
   std::int64_t batch, hidden;
   std::int64_t x_stride, out_stride;  // elements between rows
   PoolMode mode;

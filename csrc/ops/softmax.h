@@ -10,9 +10,10 @@
 
 namespace softgate {
 
+template <class T>
 struct SoftmaxArgs {
-  const float* x;
-  float* out;
+  const T* x;
+  T* out;
   std::int64_t rows, columns;
   std::int64_t x_stride, out_stride;  // elements between rows
 };
