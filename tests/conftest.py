@@ -10,8 +10,24 @@ import softgate
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--device", default="cpu", choices=["cpu"], help="device that the op tests run on"
+        "--device",
+        default="cpu",
+        choices=["cpu", "simt", "cuda"],
+        help="cpu runs everything that needs no device, another what runs on that device",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    on_cpu = config.getoption("--device") == "cpu"
+    wanted = [item for item in items if on_cpu != ("device" in getattr(item, "fixturenames", ()))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(wanted)])
+    items[:] = wanted
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """What --device names."""
+    return request.config.getoption("--device")
 
 
 @pytest.fixture(params=softgate.isas())

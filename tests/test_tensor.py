@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import softgate
 import torch
+from devices import rounded
 from softgate import Tensor, _core
 
 NUMPY_DTYPES = ["float32", "float16", "int8", "int32", "int64", "bool"]
@@ -470,3 +471,52 @@ def test_threads_make_and_drop_tensors() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_float16_and_bfloat16_convert_bit_for_bit():
+    """Against NumPy's rounding to nearest even, for every half and for floats of any exponent."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    halves = bits.view(np.float16)
+    numbers = ~np.isnan(halves)
+    wide = Tensor(halves).to(dtype="float32").numpy()
+    np.testing.assert_array_equal(wide[numbers].view(np.uint32), f32(halves)[numbers].view("u4"))
+    assert np.isnan(wide[~numbers]).all()
+
+    random = np.random.default_rng(0)
+    floats = random.integers(0, 2**32, 200_000, np.uint32).view(np.float32)
+    near_half = f32(halves)[numbers & np.isfinite(halves)]
+    steps = [np.nextafter(near_half, side) for side in (np.float32(-np.inf), np.float32(np.inf))]
+    middles = (near_half[1:].astype(np.float64) + near_half[:-1]) / 2
+    floats = np.concatenate([floats, near_half, *steps, f32(middles), f32([np.inf, -np.inf, 7e4])])
+    floats = floats[~np.isnan(floats)]
+    for dtype in ("float16", "bfloat16"):
+        narrow = Tensor(floats).to(dtype=dtype).to(dtype="float32").numpy()
+        np.testing.assert_array_equal(narrow.view(np.uint32), rounded(floats, dtype).view("u4"))
+    nan = Tensor(f32([np.nan, -np.nan])).to(dtype="float16").numpy()
+    np.testing.assert_array_equal(nan.view(np.uint16), [0x7FFF, 0x7FFF])
+
+
+def f32(values):
+    return np.asarray(values).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        pytest.param(
+            {"device": "gpu"}, ValueError, r'^to: device is "gpu", expected', id="unknown"
+        ),
+        pytest.param({"device": "cuda:x"}, ValueError, r'^to: device is "cuda:x"', id="no_index"),
+        pytest.param({"device": "cpu:1"}, ValueError, r'^to: device is "cpu:1"', id="second_cpu"),
+        pytest.param({"dtype": "float64"}, TypeError, r"^to: dtype is 'float64'", id="dtype"),
+        pytest.param({"dtype": "int32"}, TypeError, r"^to: float32 does not convert", id="cast"),
+    ],
+)
+def test_to_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Tensor(np.ones(3, np.float32)).to(**arguments)
+
+
+def test_to_without_a_change_is_the_tensor_itself():
+    tensor = Tensor(np.ones(3, np.float32))
+    assert tensor.to("cpu", "float32") is tensor

@@ -4,6 +4,8 @@ A result passes where
 
     |actual - expected| <= eps * (fixed + growth * sqrt(terms)) * scale + tiny
 
+and, in 16 bits, also where it is no further off than twice the naive computation in that dtype.
+
 `scale` is the size of what was computed, element by element: for a dot product the sum of the
 products' absolute values, since rounding errors are relative to that and not to a result that
 cancelled. It is never taken smaller than |expected|, so the bound is relative and absolute at once.
@@ -33,18 +35,35 @@ TOLERANCES = {
         growth=0.5,
         tiny=float(np.finfo(np.float32).tiny),
     ),
+    # Sums are float32: the result's own rounding, twice, is the floor.
+    "float16": Tolerance(eps=2.0**-10, fixed=1.0, growth=0.0, tiny=2.0**-24),
+    "bfloat16": Tolerance(
+        eps=2.0**-7, fixed=1.0, growth=0.0, tiny=float(np.finfo(np.float32).tiny)
+    ),
 }
+LARGEST = {"float16": 65520.0, "bfloat16": 2.0**128 * (1.0 - 2.0**-9)}  # from here on: infinity
 
 
-def assert_close(actual, expected, *, scale=0.0, terms: int = 1) -> None:
-    """Shape, NaN, infinities and values agree; `scale` and `terms` as above."""
-    tolerance = TOLERANCES[actual.dtype.name]
+def assert_close(actual, expected, *, scale=0.0, terms: int = 1, dtype=None, naive=None) -> None:
+    """Shape, NaN, infinities and values agree; `scale` and `terms` as above.
+
+    A 16-bit `dtype` comes as float32 numbers. `naive` is the same computation with every step in
+    that dtype: twice its largest error in a row is allowed where that is more.
+    """
+    dtype = dtype or actual.dtype.name
+    tolerance = TOLERANCES[dtype]
     assert actual.shape == expected.shape
     actual = np.asarray(actual, dtype=np.float64)
     factor = tolerance.eps * (tolerance.fixed + tolerance.growth * np.sqrt(terms))
     with np.errstate(invalid="ignore"):
+        if dtype in LARGEST:
+            beyond = np.abs(expected) >= LARGEST[dtype]
+            expected = np.where(beyond, np.copysign(np.inf, expected), expected)
         error = np.abs(actual - expected)
         bound = factor * np.maximum(scale, np.abs(expected)) + tolerance.tiny
+        if naive is not None and naive.size > 0:
+            of_row = np.nan_to_num(np.abs(naive - expected), nan=0.0, posinf=0.0)
+            bound = np.maximum(bound, 2.0 * of_row.max(axis=-1, keepdims=True))
     same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     bad = ~(same | (np.isfinite(actual) & np.isfinite(expected) & (error <= bound)))
     if bad.any():

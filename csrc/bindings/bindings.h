@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <ostream>
+#include <string>
 #include <utility>
 
 #include "core/tensor.h"
@@ -32,6 +33,9 @@ std::ostream& operator<<(std::ostream& out, const Argument& argument);
 // other objects and dtypes, std::invalid_argument for layouts and devices that cannot be viewed.
 Tensor to_tensor(const Argument& argument, py::handle object);
 std::optional<Tensor> to_optional_tensor(const Argument& argument, py::handle object);
+
+// "cpu", "cuda", "cuda:1", "simt". Throws std::invalid_argument for anything else.
+Device to_device(const char* op, const std::string& text);
 
 bool is_numpy(py::handle object);
 

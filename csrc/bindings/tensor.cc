@@ -1,5 +1,6 @@
 // Tensor, and the ways in and out of it: NumPy and DLPack.
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <array>
 #include <bit>
@@ -26,11 +27,11 @@ constexpr const char* kAnyDType = "float32, float16, bfloat16, int8, int32, int6
   throw TypeError(concat(argument, " has dtype ", dtype, ", expected ", argument.expected));
 }
 
-DType dtype_from_name(const std::string& text) {
+DType dtype_from_name(const char* op, const std::string& text) {
   for (const DType dtype : kDTypes) {
     if (text == name(dtype)) return dtype;
   }
-  throw TypeError(concat("Tensor.empty: dtype is '", text, "', expected ", kAnyDType));
+  throw TypeError(concat(op, ": dtype is '", text, "', expected ", kAnyDType));
 }
 
 // Sizes from an int or a sequence of them.
@@ -133,7 +134,7 @@ py::dtype to_numpy_dtype(DType dtype) {
     case DType::int64: return py::dtype(ArrayApi::NPY_INT64_);
     case DType::boolean: return py::dtype(ArrayApi::NPY_BOOL_);
   }
-  throw TypeError("Tensor: NumPy has no bfloat16; use DLPack");
+  throw TypeError("Tensor: NumPy has no bfloat16; use DLPack, or to(dtype=\"float32\")");
 }
 
 Tensor from_numpy(const Argument& argument, const py::array& array) {
@@ -310,28 +311,16 @@ py::object export_tensor(const Tensor& tensor, [[maybe_unused]] bool copied) {
   return py::reinterpret_steal<py::object>(capsule);
 }
 
-void copy_elements(const Tensor& from, const Tensor& to) {
-  if (from.dim() <= 1 || from.is_contiguous()) {
-    if (from.bytes() > 0) std::memcpy(to.raw(), from.raw(), from.bytes());
-    return;
-  }
-  for (std::int64_t i = 0; i < from.size(0); ++i) copy_elements(from.select(0, i), to.select(0, i));
-}
-
-Tensor copy(const Tensor& tensor) {
-  Tensor result = Tensor::empty(tensor.shape(), tensor.dtype());
-  copy_elements(tensor, result);
-  return result;
-}
-
 py::object dlpack_export(const Tensor& tensor, py::handle stream, py::handle max_version,
                          py::handle dl_device, py::handle copy_wanted) {
   check(stream.is_none(), "__dlpack__: stream is given, expected None for a CPU tensor");
+  if (tensor.device().kind != DeviceKind::cpu)
+    throw py::buffer_error(concat("__dlpack__: the tensor is on ", name(tensor.device())));
   if (!dl_device.is_none() && dl_device.cast<std::pair<int, int>>().first != dlpack::kCPU) {
     throw py::buffer_error("__dlpack__: a CPU tensor exports to the CPU only");
   }
   const bool copies = !copy_wanted.is_none() && copy_wanted.cast<bool>();
-  const Tensor source = copies ? copy(tensor) : tensor;
+  const Tensor source = copies ? copy_to(tensor, tensor.device(), tensor.dtype()) : tensor;
   const bool versioned =
       !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= 1;
   if (versioned) return export_tensor<dlpack::ManagedVersioned>(source, copies);
@@ -394,8 +383,9 @@ Tensor get_item(const Tensor& tensor, py::handle key) {
   return result;
 }
 
-py::object item(const Tensor& tensor) {
-  check(tensor.numel() == 1, "item: the tensor has ", tensor.numel(), " elements, expected 1");
+py::object item(const Tensor& given) {
+  check(given.numel() == 1, "item: the tensor has ", given.numel(), " elements, expected 1");
+  const Tensor tensor = copy_to(given, {}, given.dtype());
   const void* data = tensor.raw();
   switch (tensor.dtype()) {
     case DType::float32: return py::float_(*tensor.data<float>());
@@ -414,6 +404,16 @@ py::object item(const Tensor& tensor) {
   throw TypeError("item: unknown dtype");
 }
 
+// The tensor itself where nothing changes.
+py::object to(const py::object& self, const std::optional<std::string>& device,
+              const std::optional<std::string>& dtype) {
+  const auto& tensor = self.cast<const Tensor&>();
+  const Device on = device ? to_device("to", *device) : tensor.device();
+  const DType as = dtype ? dtype_from_name("to", *dtype) : tensor.dtype();
+  if (on == tensor.device() && as == tensor.dtype()) return self;
+  return py::cast(without_gil([&] { return copy_to(tensor, on, as); }));
+}
+
 std::int64_t length(const Tensor& tensor) {
   check_type(tensor.dim() > 0, "Tensor: a tensor without dimensions has no length");
   return tensor.size(0);
@@ -430,6 +430,22 @@ std::ostream& operator<<(std::ostream& out, const Argument& argument) {
   out << argument.op << ": " << argument.name;
   if (argument.index >= 0) out << '[' << argument.index << ']';
   return out;
+}
+
+Device to_device(const char* op, const std::string& text) {
+  const std::size_t colon = text.find(':');
+  const std::string kind = text.substr(0, colon);
+  for (const DeviceKind candidate : {DeviceKind::cpu, DeviceKind::cuda, DeviceKind::simt}) {
+    if (kind != name(candidate)) continue;
+    if (colon == std::string::npos) return {candidate, 0};
+    const std::string digits = text.substr(colon + 1);
+    const bool is_index = !digits.empty() && digits.size() <= 4 &&
+                          digits.find_first_not_of("0123456789") == std::string::npos;
+    if (is_index && (candidate == DeviceKind::cuda || digits == "0"))
+      return {candidate, std::stoi(digits)};
+  }
+  throw std::invalid_argument(
+      concat(op, ": device is \"", text, "\", expected cpu, cuda, cuda:1 and so on, or simt"));
 }
 
 bool is_numpy(py::handle object) { return py::isinstance<py::array>(object); }
@@ -453,6 +469,8 @@ std::optional<Tensor> to_optional_tensor(const Argument& argument, py::handle ob
 }
 
 py::object to_numpy(const Tensor& tensor) {
+  check(tensor.device().kind == DeviceKind::cpu, "Tensor: is on ", name(tensor.device()),
+        ", NumPy needs to(\"cpu\")");
   const py::dtype dtype = to_numpy_dtype(tensor.dtype());
   std::array<Py_ssize_t, kMaxDims> shape{}, strides{};
   for (int i = 0; i < tensor.dim(); ++i) {
@@ -487,10 +505,13 @@ void register_tensor(py::module_& m) {
            arg("array"))
       .def_static(
           "empty",
-          [](py::handle shape, const std::string& dtype) {
-            return Tensor::empty(to_dims("Tensor.empty", shape), dtype_from_name(dtype));
+          [](py::handle shape, const std::string& dtype, const std::string& device) {
+            return Tensor::empty(to_dims("Tensor.empty", shape),
+                                 dtype_from_name("Tensor.empty", dtype),
+                                 to_device("Tensor.empty", device));
           },
-          arg("shape"), arg("dtype") = "float32")
+          arg("shape"), arg("dtype") = "float32", arg("device") = "cpu")
+      .def("to", &to, arg("device") = py::none(), arg("dtype") = py::none())
       .def_property_readonly("shape", [](const Tensor& t) { return to_tuple(t.shape()); })
       .def_property_readonly("strides", [](const Tensor& t) { return to_tuple(t.strides()); })
       .def_property_readonly("dtype", [](const Tensor& t) { return name(t.dtype()); })

@@ -6,7 +6,8 @@
 
 namespace softgate {
 
-enum class DeviceKind : std::uint8_t { cpu };
+// simt is the CUDA backend run on the CPU, for tests (csrc/simt).
+enum class DeviceKind : std::uint8_t { cpu, cuda, simt };
 
 struct Device {
   DeviceKind kind = DeviceKind::cpu;
@@ -15,11 +16,19 @@ struct Device {
   friend bool operator==(const Device&, const Device&) = default;
 };
 
-inline std::string name(Device device) {
-  switch (device.kind) {
+constexpr const char* name(DeviceKind kind) {
+  switch (kind) {
     case DeviceKind::cpu: return "cpu";
+    case DeviceKind::cuda: return "cuda";
+    case DeviceKind::simt: return "simt";
   }
   return "unknown";
+}
+
+// "cuda" is the first card, "cuda:1" the second.
+inline std::string name(Device device) {
+  const std::string kind = name(device.kind);
+  return device.index == 0 ? kind : kind + ":" + std::to_string(device.index);
 }
 
 }  // namespace softgate

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/allocator.h"
+#include "core/backend.h"
 #include "core/check.h"
 
 namespace softgate {
@@ -125,12 +126,21 @@ std::string to_string(const Dims& dims) {
   return text + "]";
 }
 
-std::shared_ptr<Storage> Storage::allocate(std::size_t bytes) {
+std::shared_ptr<Storage> Storage::allocate(std::size_t bytes, Device device) {
   auto storage = std::make_shared<Storage>();
-  storage->data = softgate::allocate(bytes);
-  storage->keep_alive =
-      std::shared_ptr<void>(storage->data, [bytes](void* block) { deallocate(block, bytes); });
   storage->bytes = bytes;
+  if (device.kind == DeviceKind::cpu) {
+    storage->data = softgate::allocate(bytes);
+    storage->keep_alive =
+        std::shared_ptr<void>(storage->data, [bytes](void* block) { deallocate(block, bytes); });
+    return storage;
+  }
+  const Backend& backend = softgate::backend(device);
+  Stream stream = current_stream(device);
+  storage->data = backend.allocate(device.index, bytes, stream);
+  storage->keep_alive = std::shared_ptr<void>(
+      storage->data,
+      [&backend, device, stream](void* block) { backend.deallocate(device.index, block, stream); });
   return storage;
 }
 
@@ -177,7 +187,7 @@ Tensor::Tensor(std::shared_ptr<Storage> storage, void* data, DType dtype, Dims s
 }
 
 Tensor Tensor::empty(const Dims& shape, DType dtype, Device device) {
-  auto storage = Storage::allocate(checked_bytes(shape, size_of(dtype)));
+  auto storage = Storage::allocate(checked_bytes(shape, size_of(dtype)), device);
   void* data = storage->data;
   return {std::move(storage), data, dtype, shape, contiguous_strides(shape), device};
 }
@@ -228,7 +238,7 @@ bool overlap(const Tensor& a, const Tensor& b) {
   const std::uintptr_t first_a = address(a.raw()), first_b = address(b.raw());
   const std::size_t span_a = span(a), span_b = span(b);
   if (span_a == 0 || span_b == 0) return false;
-  return first_a < first_b + span_b && first_b < first_a + span_a;
+  return a.device() == b.device() && first_a < first_b + span_b && first_b < first_a + span_a;
 }
 
 bool same_view(const Tensor& a, const Tensor& b) {

@@ -43,7 +43,7 @@ struct Storage {
   std::shared_ptr<void> keep_alive;
   bool writable = true;
 
-  static std::shared_ptr<Storage> allocate(std::size_t bytes);
+  static std::shared_ptr<Storage> allocate(std::size_t bytes, Device device = {});
 };
 
 // dtype, shape, strides (in elements; the last dimension is contiguous, outer ones are free) and
@@ -93,6 +93,10 @@ class Tensor {
   Dims shape_, strides_;
   Device device_;
 };
+
+// A contiguous copy on `device`, with elements converted to `dtype`; float32, float16 and bfloat16
+// convert into each other, on the host. Returns when the copy is there.
+Tensor copy_to(const Tensor& tensor, Device device, DType dtype);
 
 // Do the two views share a byte (by the address range each spans)?
 bool overlap(const Tensor& a, const Tensor& b);

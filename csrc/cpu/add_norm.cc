@@ -3,7 +3,7 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void add_norm(const AddNormArgs& args);
+void add_norm(const AddNormArgs<float>& args);
 
 namespace {
 
@@ -16,7 +16,7 @@ struct Row {
   float *out, *sum;
 };
 
-Row row_at(const AddNormArgs& args, std::int64_t row) {
+Row row_at(const AddNormArgs<float>& args, std::int64_t row) {
   return {args.x + row * args.x_stride,
           args.residual ? args.residual + row * args.residual_stride : nullptr,
           args.out + row * args.out_stride, args.sum ? args.sum + row * args.sum_stride : nullptr};
@@ -37,7 +37,7 @@ SG_INLINE float add_rows(const Row& row, std::int64_t n, float* s, Before before
 
 // A row is written while the next is read, which hides one's latencies behind the other.
 template <class Store>
-void norm_rows(const AddNormArgs& args, std::int64_t begin, std::int64_t end) {
+void norm_rows(const AddNormArgs<float>& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t n = args.hidden;
   float* s = static_cast<float*>(scratch(n * kFloat));
   Row row = row_at(args, begin);
@@ -57,14 +57,14 @@ bool is_aligned(const float* p, std::int64_t stride) {
   return reinterpret_cast<std::uintptr_t>(p) % kVectorBytes == 0 && stride % kLanes == 0;
 }
 
-bool should_stream(const AddNormArgs& args) {
+bool should_stream(const AddNormArgs<float>& args) {
   return args.rows * args.hidden * kFloat >= kStreamBytes && args.out != args.x &&
          args.out != args.residual && is_aligned(args.out, args.out_stride);
 }
 
 }  // namespace
 
-void add_norm(const AddNormArgs& args) {
+void add_norm(const AddNormArgs<float>& args) {
   const bool streams = should_stream(args);
   for_each_row_range(args.rows, 3 * kFloat * args.hidden,
                      [&](std::int64_t begin, std::int64_t end) {

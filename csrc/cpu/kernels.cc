@@ -5,7 +5,7 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void add_norm(const AddNormArgs&);
+void add_norm(const AddNormArgs<float>&);
 void attention(const AttentionArgs&);
 void embedding(const EmbeddingArgs&);
 void linear(const LinearArgs&);

@@ -12,7 +12,7 @@
 namespace softgate::cpu {
 
 struct Kernels {
-  void (*add_norm)(const AddNormArgs&);
+  void (*add_norm)(const AddNormArgs<float>&);
   void (*attention)(const AttentionArgs&);
   void (*embedding)(const EmbeddingArgs&);
   void (*linear)(const LinearArgs&);

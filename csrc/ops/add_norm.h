@@ -6,10 +6,10 @@
 //
 //   x, residual, out, sum: [rows, hidden]     weight, bias: [hidden]
 //
-// Statistics run over hidden in float32, in two passes. Where the squares (s - mean)^2, or s^2,
-// overflow float32, the normalized row is 0: out is bias. out may be x or residual; sum, when
-// given, receives s and may be x or residual too, but not out. Nothing is written where hidden is
-// 0.
+// All are of one dtype; s and the statistics over hidden are float32, in two passes. Where the
+// squares (s - mean)^2, or s^2, overflow float32, the normalized row is 0: out is bias. out may be
+// x or residual; sum, when given, receives s and may be x or residual too, but not out. Nothing is
+// written where hidden is 0.
 #pragma once
 
 #include <optional>
@@ -18,13 +18,14 @@
 
 namespace softgate {
 
+template <class T>
 struct AddNormArgs {
-  const float* x;
-  const float* residual;  // or null
-  const float* weight;
-  const float* bias;  // or null
-  float* out;
-  float* sum;  // or null
+  const T* x;
+  const T* residual;  // or null
+  const T* weight;
+  const T* bias;  // or null
+  T* out;
+  T* sum;  // or null
   std::int64_t rows, hidden;
   std::int64_t x_stride, residual_stride, out_stride, sum_stride;  // elements between rows
   float eps;

@@ -40,8 +40,23 @@ bool elements_are_distinct(const Tensor& tensor) {
 
 }  // namespace
 
+void check_device(const char* op, const char* argument, const Tensor& tensor, Device device) {
+  check(tensor.device() == device, op, ": ", argument, " is on ", name(tensor.device()),
+        ", expected ", name(device));
+}
+
+DType check_float(const char* op, const char* argument, const Tensor& tensor) {
+  const DType dtype = tensor.dtype();
+  const bool on_cpu = tensor.device().kind == DeviceKind::cpu;
+  const bool is_16_bit = dtype == DType::float16 || dtype == DType::bfloat16;
+  check_type(dtype == DType::float32 || (is_16_bit && !on_cpu), op, ": ", argument, " has dtype ",
+             name(dtype), ", expected float32", on_cpu ? "" : ", float16 or bfloat16");
+  return dtype;
+}
+
 void check_tensor(const char* op, const char* argument, const Tensor& tensor, DType dtype,
-                  const Dims& shape) {
+                  const Dims& shape, Device device) {
+  check_device(op, argument, tensor, device);
   check_type(tensor.dtype() == dtype, op, ": ", argument, " has dtype ", name(tensor.dtype()),
              ", expected ", name(dtype));
   if (!matches(tensor.shape(), shape)) {
@@ -71,9 +86,10 @@ void check_writable(const char* op, const char* argument, const Tensor& tensor) 
         " is a broadcast or overlapping view, expected one place for each element");
 }
 
-Tensor resolve_out(const char* op, std::optional<Tensor> out, DType dtype, const Dims& shape) {
-  if (!out) return Tensor::empty(shape, dtype);
-  check_tensor(op, "out", *out, dtype, shape);
+Tensor resolve_out(const char* op, std::optional<Tensor> out, DType dtype, const Dims& shape,
+                   Device device) {
+  if (!out) return Tensor::empty(shape, dtype, device);
+  check_tensor(op, "out", *out, dtype, shape, device);
   check_writable(op, "out", *out);
   return *std::move(out);
 }

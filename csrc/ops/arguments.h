@@ -8,9 +8,16 @@
 
 namespace softgate {
 
+// On the device of the op's other tensors; the CPU where an op has no kernel for another.
+void check_device(const char* op, const char* argument, const Tensor& tensor, Device device = {});
+
 // `shape` entries of -1 match any size.
 void check_tensor(const char* op, const char* argument, const Tensor& tensor, DType dtype,
-                  const Dims& shape);
+                  const Dims& shape, Device device = {});
+
+// The dtype that an op computes in, of its first tensor: float32, or float16 and bfloat16 on a
+// device other than the CPU.
+DType check_float(const char* op, const char* argument, const Tensor& tensor);
 
 // cu_seqlens: int32 [batch + 1], starting at 0, never falling, ending at `total`.
 void check_cu_seqlens(const char* op, const char* argument, const Tensor& cu_seqlens,
@@ -20,7 +27,8 @@ void check_cu_seqlens(const char* op, const char* argument, const Tensor& cu_seq
 void check_writable(const char* op, const char* argument, const Tensor& tensor);
 
 // `out` itself when given (checked: writable, dtype, shape), a new tensor otherwise.
-Tensor resolve_out(const char* op, std::optional<Tensor> out, DType dtype, const Dims& shape);
+Tensor resolve_out(const char* op, std::optional<Tensor> out, DType dtype, const Dims& shape,
+                   Device device = {});
 
 // `out` must not share memory with `input`, unless they are the same view and `may_alias`.
 void check_overlap(const char* op, const Tensor& out, const char* argument, const Tensor& input,

@@ -33,6 +33,7 @@ void check_heads(const Tensor& q, const Tensor& k, const Tensor& v) {
 
 void check_mask(const Tensor& mask, std::int64_t batch, std::int64_t num_heads, std::int64_t max_q,
                 std::int64_t max_k) {
+  check_device("attention", "mask", mask);
   check_type(mask.dtype() == DType::boolean || mask.dtype() == DType::float32,
              "attention: mask has dtype ", name(mask.dtype()), ", expected bool or float32");
   check(mask.dim() == 4 && (mask.size(0) == batch || mask.size(0) == 1) &&

@@ -59,6 +59,7 @@ Tensor linear(const Tensor& x, const PackedWeight& weight, const std::optional<T
   const Activation parsed = parse_activation(activation);
   check(weight.isa() == cpu::isa(), "linear: weight was packed for ", weight.isa(),
         ", the ISA in use is ", cpu::isa());
+  check_device("linear", "x", x);
   check_type(x.dtype() == DType::float32, "linear: x is ", name(x.dtype()), ", expected float32");
   check(x.dim() >= 1 && x.size(-1) == weight.in_features(), "linear: x is ", to_string(x.shape()),
         ", expected the weight's ", weight.in_features(), " input features in the last dimension");

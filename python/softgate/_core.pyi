@@ -21,11 +21,23 @@ class Tensor:
         """
 
     @staticmethod
-    def empty(shape: SupportsIndex | Sequence[SupportsIndex], dtype: str = "float32") -> Tensor:
-        """Uninitialised and contiguous.
+    def empty(
+        shape: SupportsIndex | Sequence[SupportsIndex],
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> Tensor:
+        """Uninitialised and contiguous, on "cpu", "cuda", or "cuda:1" and so on.
 
-        Raises ValueError for a negative or too large shape, TypeError for an unknown dtype,
-        MemoryError when there is no room.
+        Raises ValueError for a negative or too large shape and for an unknown device, TypeError for
+        an unknown dtype, MemoryError when there is no room, RuntimeError when this build or machine
+        has no CUDA.
+        """
+
+    def to(self, device: str | None = None, dtype: str | None = None) -> Tensor:
+        """A contiguous copy on another device or in another dtype; itself where both stay.
+
+        float32, float16 and bfloat16 convert into each other, rounding to nearest even. Raises
+        TypeError for other conversions; otherwise as `empty`.
         """
 
     @property
@@ -42,7 +54,11 @@ class Tensor:
     @property
     def nbytes(self) -> int: ...
     def numpy(self) -> npt.NDArray[Any]:
-        """An array that shares the memory. Raises TypeError for bfloat16, which NumPy lacks."""
+        """An array that shares the memory.
+
+        Raises TypeError for bfloat16, which NumPy lacks, and ValueError for a tensor that is not on
+        the CPU.
+        """
 
     def reshape(self, shape: SupportsIndex | Sequence[SupportsIndex]) -> Tensor:
         """A view of another shape, in which one size may be -1.

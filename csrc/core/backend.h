@@ -1,0 +1,64 @@
+// What a device other than the CPU offers: memory, streams, kernels. Each kind of device is a
+// library of its own, loaded when it is first named.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "core/device.h"
+
+namespace softgate {
+
+// Handles that only the backend looks into. A null stream is the default stream.
+using Stream = void*;
+using Event = void*;
+
+struct DeviceInfo {
+  std::string name;
+  int major, minor;  // compute capability
+  int multiprocessors;
+  std::size_t memory;
+};
+
+// Functions throw std::runtime_error, or std::bad_alloc where memory runs out; they make `device`
+// the calling thread's current one.
+struct Backend {
+  // The cards there are; throws when there is no driver.
+  int (*device_count)();
+  DeviceInfo (*device_info)(int device);
+
+  // Memory that kernels on `stream` may use at once, and that is used again when those before its
+  // release are done. At least 256-byte aligned, uninitialised.
+  void* (*allocate)(int device, std::size_t bytes, Stream stream);
+  void (*deallocate)(int device, void* block, Stream stream) noexcept;
+  std::size_t (*cached_bytes)(int device);
+  void (*release_cached)(int device);
+
+  // `rows` rows of `bytes`, `*_stride` bytes apart, between any of host and device; ordered on
+  // `stream`. Host memory must stay as it is until the stream has come there.
+  void (*copy)(int device, void* to, std::size_t to_stride, const void* from,
+               std::size_t from_stride, std::size_t bytes, std::size_t rows, Stream stream);
+
+  // Streams are kept for the next create_stream, never destroyed.
+  Stream (*create_stream)(int device);
+  void (*release_stream)(int device, Stream stream) noexcept;
+  void (*synchronize)(int device, Stream stream);
+  Event (*create_event)(int device);
+  void (*destroy_event)(Event event) noexcept;
+  void (*record)(int device, Event event, Stream stream);
+  void (*wait)(int device, Stream stream, Event event);
+  void (*synchronize_event)(Event event);
+  float (*milliseconds)(Event from, Event to);
+
+  const void* kernels;  // cuda/kernels.h
+};
+
+// Loads the backend. Throws std::runtime_error when this build or machine has none, and
+// std::invalid_argument when there is no device of that index.
+const Backend& backend(Device device);
+
+// The stream on which this thread's calls on `device` run.
+Stream current_stream(Device device);
+void set_current_stream(Device device, Stream stream);
+
+}  // namespace softgate

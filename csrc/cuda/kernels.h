@@ -1,0 +1,25 @@
+// The CUDA backend's list of kernels, once per element type (module.cc defines the tables). Every
+// kernel runs on the stream it is given and returns at once.
+#pragma once
+
+#include <tuple>
+
+#include "core/backend.h"
+#include "core/half.h"
+#include "ops/add_norm.h"
+
+namespace softgate::cuda {
+
+template <class T>
+struct Kernels {
+  void (*add_norm)(const AddNormArgs<T>&, Stream);
+};
+
+using KernelTables = std::tuple<Kernels<float>, Kernels<half>, Kernels<bfloat16>>;
+
+template <class T>
+const Kernels<T>& kernels(Device device) {
+  return std::get<Kernels<T>>(*static_cast<const KernelTables*>(backend(device).kernels));
+}
+
+}  // namespace softgate::cuda

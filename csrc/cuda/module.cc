@@ -1,0 +1,31 @@
+// The backend that core/backend.cc loads: runtime and kernels.
+#include "cuda/kernels.h"
+#include "cuda/runtime.h"
+
+namespace softgate::cuda {
+
+template <class T>
+void add_norm(const AddNormArgs<T>&, Stream);
+
+namespace {
+
+template <class T>
+constexpr Kernels<T> table() {
+  return {
+      .add_norm = add_norm<T>,
+  };
+}
+
+constexpr KernelTables tables{table<float>(), table<half>(), table<bfloat16>()};
+
+}  // namespace
+}  // namespace softgate::cuda
+
+extern "C" __attribute__((visibility("default"))) const softgate::Backend* softgate_backend() {
+  static const softgate::Backend backend = [] {
+    softgate::Backend all = softgate::cuda::runtime();
+    all.kernels = &softgate::cuda::tables;
+    return all;
+  }();
+  return &backend;
+}

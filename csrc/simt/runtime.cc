@@ -1,0 +1,77 @@
+// The runtime of the CPU that plays a card: memory is the host's, and every call is done when it
+// returns.
+#include "cuda/runtime.h"
+
+#include <chrono>
+#include <cstring>
+#include <new>
+
+#include "simt/executor.h"
+
+namespace softgate::cuda {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::align_val_t kAlignment{256};
+constexpr int kNaN = 0xff;  // fresh memory, read as any float type
+
+void* allocate(int, std::size_t bytes, Stream) {
+  void* block = ::operator new(bytes, kAlignment);
+  std::memset(block, kNaN, bytes);
+  return block;
+}
+
+void deallocate(int, void* block, Stream) noexcept { ::operator delete(block, kAlignment); }
+
+void copy(int, void* to, std::size_t to_stride, const void* from, std::size_t from_stride,
+          std::size_t bytes, std::size_t rows, Stream) {
+  for (std::size_t i = 0; i < rows; ++i) {
+    std::memcpy(static_cast<char*>(to) + i * to_stride,
+                static_cast<const char*>(from) + i * from_stride, bytes);
+  }
+}
+
+Clock::time_point& time(Event event) { return *static_cast<Clock::time_point*>(event); }
+
+}  // namespace
+
+int multiprocessors() { return simt::kMultiprocessors; }
+std::size_t max_shared_bytes() { return simt::kMaxSharedBytes; }
+int resident_blocks(const void*, int, std::size_t) { return 1; }
+
+Scratch::Scratch(std::size_t bytes, Stream stream)
+    : block_(allocate(0, bytes, stream)), stream_(stream) {}
+Scratch::~Scratch() { deallocate(0, block_, stream_); }
+
+void fill_zero(void* block, std::size_t bytes, Stream) { std::memset(block, 0, bytes); }
+
+Backend runtime() {
+  return {
+      .device_count = [] { return 1; },
+      .device_info =
+          [](int) {
+            return DeviceInfo{"CUDA threads as fibers of the CPU", 8, 0, simt::kMultiprocessors, 0};
+          },
+      .allocate = allocate,
+      .deallocate = deallocate,
+      .cached_bytes = [](int) { return std::size_t{0}; },
+      .release_cached = [](int) {},
+      .copy = copy,
+      .create_stream = [](int) { return Stream{}; },
+      .release_stream = [](int, Stream) noexcept {},
+      .synchronize = [](int, Stream) {},
+      .create_event = [](int) { return static_cast<Event>(new Clock::time_point()); },
+      .destroy_event = [](Event event) noexcept { delete &time(event); },
+      .record = [](int, Event event, Stream) { time(event) = Clock::now(); },
+      .wait = [](int, Stream, Event) {},
+      .synchronize_event = [](Event) {},
+      .milliseconds =
+          [](Event from, Event to) {
+            return std::chrono::duration<float, std::milli>(time(to) - time(from)).count();
+          },
+      .kernels = nullptr,
+  };
+}
+
+}  // namespace softgate::cuda
