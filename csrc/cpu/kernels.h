@@ -13,7 +13,7 @@ namespace softgate::cpu {
 
 struct Kernels {
   void (*add_norm)(const AddNormArgs<float>&);
-  void (*attention)(const AttentionArgs&);
+  void (*attention)(const AttentionArgs<float>&);
   void (*embedding)(const EmbeddingArgs&);
   void (*linear)(const LinearArgs&);
   void (*normalize)(const NormalizeArgs&);

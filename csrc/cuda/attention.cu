@@ -1,5 +1,5 @@
-// attention as FlashAttention-2 does it (Dao 2023): a block of threads owns a tile of query rows and
-// walks over blocks of keys with an online softmax, scores and output in registers.
+// attention as FlashAttention-2 does it (Dao 2023): a block of threads owns a tile of query rows
+// and walks over blocks of keys with an online softmax, scores and output in registers.
 //
 // A row is a query of one of the heads that share a key-value head; heads run fastest, so grouped
 // heads read their keys once. Tiles are numbered over the packed batch (first_part), so that no
@@ -13,6 +13,7 @@
 #include "cuda/launch.h"
 #include "cuda/ptx.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/runtime.h"
 
 namespace softgate::cuda {
 namespace {
@@ -167,7 +168,8 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
     return ptx::cvt_rn_bf16x2(low, high);
 }
 
-constexpr int kChunkBytes = 16;  // what one thread copies at a time
+constexpr int kRowThreads = 128;  // of kernels with a warp per row
+constexpr int kChunkBytes = 16;   // what one thread copies at a time
 constexpr int kChunkElements = kChunkBytes / 2;
 constexpr int kSplitKeys = 256;  // fixed, so that a result does not depend on the card
 constexpr int kSplitRows = 16;
@@ -249,11 +251,13 @@ class BlockCopy {
   __device__ __forceinline__ void copy(int block, int len) const {
     const int rows_left = len - block * Shape::kKeys - row();
     const char* from = from_ + std::int64_t{block * Shape::kKeys} * stride_;
-    each_pass([&](int pass_row, char* to) {
-      const bool inside = pass_row < rows_left;
-      ptx::cp_async_16(to, inside ? from + pass_row * std::int64_t{stride_} : from_,
-                       inside ? 16 : 0);
-    });
+#pragma unroll
+    for (int below = 0; below < Shape::kKeys; below += kPassRows) {
+      const bool inside = below < rows_left;
+      if (takes_part(below))
+        ptx::cp_async_16(to(below), inside ? from + below * std::int64_t{stride_} : from_,
+                         inside ? 16 : 0);
+    }
     ptx::cp_async_commit();
   }
 
@@ -263,10 +267,12 @@ class BlockCopy {
   }
   // Of a block that lies within the sequence.
   __device__ __forceinline__ void copy_next() {
-    each_pass([&](int, char* to) {
-      ptx::cp_async_16(to, from_);
+    constexpr int kPasses = (Shape::kKeys + kPassRows - 1) / kPassRows;
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      if (takes_part(pass * kPassRows)) ptx::cp_async_16(to(pass * kPassRows), from_);
       from_ += std::int64_t{kPassRows} * stride_;
-    });
+    }
     ptx::cp_async_commit();
     from_ += std::int64_t{Shape::kKeys - kPasses * kPassRows} * stride_;
   }
@@ -274,29 +280,22 @@ class BlockCopy {
  private:
   static constexpr int kChunks = Swizzle<Shape::kHeadDim>::kChunks;
   static constexpr int kPassRows = Shape::kThreads / kChunks;
-  static constexpr int kPasses = (Shape::kKeys + kPassRows - 1) / kPassRows;
 
   static __device__ __forceinline__ int row() { return static_cast<int>(threadIdx.x) / kChunks; }
   static __device__ __forceinline__ int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
 
-  // body(row below this thread's first, where to)
-  template <class Body>
-  __device__ __forceinline__ void each_pass(Body body) const {
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int pass_row = pass * kPassRows;
-      const bool idle = Shape::kThreads % kChunks != 0 && row() == kPassRows;
-      if (idle || (Shape::kKeys % kPassRows != 0 && row() + pass_row >= Shape::kKeys)) break;
-      body(pass_row, to(pass_row));
-    }
+  // In a pass, which begins `below` this thread's first row.
+  static __device__ __forceinline__ bool takes_part(int below) {
+    return (Shape::kThreads % kChunks == 0 || row() < kPassRows) &&
+           (Shape::kKeys % kPassRows == 0 || row() + below < Shape::kKeys);
   }
 
-  __device__ __forceinline__ char* to(int pass_row) const {
+  __device__ __forceinline__ char* to(int below) const {
     using Places = Swizzle<Shape::kHeadDim>;
     if constexpr (kPassRows % 8 == 0)  // the permutation repeats after eight rows
-      return shared_ + Places::offset(row(), chunk()) + pass_row * Shape::kRowBytes;
+      return shared_ + Places::offset(row(), chunk()) + below * Shape::kRowBytes;
     else
-      return shared_ + Places::offset(row() + pass_row, chunk());
+      return shared_ + Places::offset(row() + below, chunk());
   }
 
   const char* from_;
@@ -466,7 +465,8 @@ class WarpTile {
   static constexpr int kRowTiles = Shape::kRowTiles;
 
   // Maxima are in units of the natural logarithm where final_score gives such scores. Elsewhere
-  // they are in units of that of 2, so that one operation scales a product and takes off the maximum.
+  // they are in units of that of 2, so that one operation scales a product and takes off the
+  // maximum.
   static constexpr float kUnit = kGeneral ? 1.0f : kLn2;
 
   __device__ __forceinline__ float in_units(float score) const {
@@ -492,23 +492,17 @@ class WarpTile {
   std::uint32_t bounds_[kRowTiles][2];
 };
 
-// Of one sequence and key-value head: [part of the keys * warps + warp][kv_head][kSplitRows].
-template <class T, class Shape>
+// Results of a split, [part of the keys * warps + warp][kv_head][kSplitRows]: the output over the
+// part's keys alone, and its log-sum-exp.
+template <class Shape>
 struct Partials {
   float* out;  // [..., head_dim]
   float* lse;
+  std::int64_t num_kv_heads;
 
-  __host__ __device__ __forceinline__ explicit Partials(const AttentionArgs<T>& args)
-      : out(args.workspace), lse(args.workspace + count(args) * args.head_dim) {}
-
-  static __host__ __device__ __forceinline__ std::int64_t count(const AttentionArgs<T>& args) {
-    return (args.total_k / kSplitKeys + args.batch) * Shape::kWarps * args.num_kv_heads *
-           kSplitRows;
-  }
-  static __device__ __forceinline__ std::int64_t index(const AttentionArgs<T>& args,
-                                                       std::int64_t part, int warp, int kv_head,
-                                                       int row) {
-    return ((part * Shape::kWarps + warp) * args.num_kv_heads + kv_head) * kSplitRows + row;
+  __device__ __forceinline__ std::int64_t index(std::int64_t part, int warp, int kv_head,
+                                                int row) const {
+    return ((part * Shape::kWarps + warp) * num_kv_heads + kv_head) * kSplitRows + row;
   }
 };
 
@@ -527,7 +521,8 @@ __device__ __forceinline__ void load_queries(const AttentionArgs<T>& args, const
 
 // kGeneral: with a mask, a soft cap, or a scale that is not positive.
 template <class T, class Shape, bool kGeneral>
-__global__ void __launch_bounds__(Shape::kThreads) attention_kernel(const AttentionArgs<T> args) {
+__global__ void __launch_bounds__(Shape::kThreads)
+    attention_kernel(const AttentionArgs<T> args, const Partials<Shape> partials) {
   // Tiles of later rows first: under a causal bound they take longest.
   const int part = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const auto kv_head = static_cast<int>(blockIdx.y);
@@ -550,8 +545,8 @@ __global__ void __launch_bounds__(Shape::kThreads) attention_kernel(const Attent
   if (first_item >= (Shape::kSplit ? sequence.len_k : sequence.rows())) return;
   const int rows = min(sequence.rows() - first_row(), Shape::kRows);
   if (rows <= 0) return;
-  const Range limits = Shape::kSplit ? Range{first_item, first_item + kSplitKeys}
-                                     : Range{0, sequence.len_k};
+  const Range limits =
+      Shape::kSplit ? Range{first_item, first_item + kSplitKeys} : Range{0, sequence.len_k};
   const KeyBlocks blocks(sequence, {first_row(), first_row() + rows}, limits, Shape::kKeys);
 
   char* const shared_q = reinterpret_cast<char*>(shared_memory());
@@ -577,14 +572,12 @@ __global__ void __launch_bounds__(Shape::kThreads) attention_kernel(const Attent
     ptx::cp_async_wait<0>();
     __syncthreads();
     values.copy(blocks[i], look_up().len_k);
-    tile.look_up_bounds(look_up(), first_row() + warp_row,
-                        blocks[i] * Shape::kKeys + warp_key);
+    tile.look_up_bounds(look_up(), first_row() + warp_row, blocks[i] * Shape::kKeys + warp_key);
     tile.multiply_keys(warp_q, warp_k);
     ptx::cp_async_wait<0>();
     __syncthreads();
     if (i + 1 < blocks.count) keys.copy(blocks[i + 1], look_up().len_k);
-    tile.mask(look_up(), first_row() + warp_row,
-              blocks[i] * Shape::kKeys + warp_key);
+    tile.mask(look_up(), first_row() + warp_row, blocks[i] * Shape::kKeys + warp_key);
     int whole = i + 1 == masked ? blocks.count - masked : 0;
     if (whole > 0) {
       values.go_to(blocks[masked]);
@@ -605,10 +598,9 @@ __global__ void __launch_bounds__(Shape::kThreads) attention_kernel(const Attent
   }
 
   if constexpr (Shape::kSplit) {
-    const Partials<T, Shape> partials(args);
     tile.finish([&](int m, int h, int row, float lse) {
       if (row >= rows) return;
-      const std::int64_t place = partials.index(args, part, warp(), kv_head, row);
+      const std::int64_t place = partials.index(part, warp(), kv_head, row);
       if (lane() % 4 == 0) partials.lse[place] = lse;
 #pragma unroll
       for (int n = 0; n < Shape::kHeadDim / 8; ++n)
@@ -629,8 +621,8 @@ __global__ void __launch_bounds__(Shape::kThreads) attention_kernel(const Attent
         *again.lse_of(args, row_0 + row) = lse;
 #pragma unroll
       for (int n = 0; n < Shape::kHeadDim / 8; ++n)
-        reinterpret_cast<std::uint32_t*>(
-            shared_q + Swizzle<Shape::kHeadDim>::offset(row, n))[lane() % 4] =
+        reinterpret_cast<std::uint32_t*>(shared_q +
+                                         Swizzle<Shape::kHeadDim>::offset(row, n))[lane() % 4] =
             pack<T>(tile.out()[m][n][2 * h], tile.out()[m][n][2 * h + 1]);
     });
     __syncwarp();
@@ -639,56 +631,327 @@ __global__ void __launch_bounds__(Shape::kThreads) attention_kernel(const Attent
       const int row = warp_row + i / kChunks, chunk = i % kChunks;
       if (row_0 + row >= again.rows()) break;
       *reinterpret_cast<uint4*>(again.out_of(args, row_0 + row) + chunk * kChunkElements) =
-          *reinterpret_cast<const uint4*>(shared_q +
-                                          Swizzle<Shape::kHeadDim>::offset(row, chunk));
+          *reinterpret_cast<const uint4*>(shared_q + Swizzle<Shape::kHeadDim>::offset(row, chunk));
     }
   }
 }
 
 // Joins the partial results of a query and head, a warp for each.
 template <class T, class Shape>
-__global__ void __launch_bounds__(128) combine_kernel(const AttentionArgs<T> args) {
-  const int query = static_cast<int>(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
+__global__ void __launch_bounds__(kRowThreads)
+    combine_kernel(const AttentionArgs<T> args, const Partials<Shape> partials) {
+  const int query = static_cast<int>(blockIdx.x) * (kRowThreads / kWarp) + warp();
   if (query >= args.total_q) return;
-  const int index = find_sequence(
-      static_cast<int>(args.batch),
-      [&](int sequence) { return args.cu_seqlens_q[sequence + 1] > query; });
+  const int index = find_sequence(static_cast<int>(args.batch), [&](int sequence) {
+    return args.cu_seqlens_q[sequence + 1] > query;
+  });
   const int head = static_cast<int>(blockIdx.y);
-  const auto group = static_cast<int>(args.num_heads / args.num_kv_heads);
+  const int group = static_cast<int>(args.num_heads / args.num_kv_heads);
   const Sequence sequence(args, index, head / group);
   const int row = (query - sequence.first_query) * group + head % group;
 
-  const Partials<T, Shape> partials(args);
   const std::int64_t part = first_part(sequence.first_key, index, kSplitKeys);
   const int count = (sequence.len_k + kSplitKeys - 1) / kSplitKeys * Shape::kWarps;
   const auto place = [&](int i) {
-    return partials.index(args, part + i / Shape::kWarps, i % Shape::kWarps, sequence.kv_head, row);
+    return partials.index(part + i / Shape::kWarps, i % Shape::kWarps, sequence.kv_head, row);
   };
 
-  float top = -kInf;
-  for (int i = lane(); i < count; i += 32) top = fmaxf(top, partials.lse[place(i)]);
+  float top = kLowest;
+  for (int i = lane(); i < count; i += kWarp) top = fmaxf(top, partials.lse[place(i)]);
   top = warp_reduce<Larger>(top);
-  const float shift = top == -kInf ? 0.0f : top;
   float sum = 0.0f;
-  float out[Shape::kHeadDim / 32 + (Shape::kHeadDim % 32 != 0)] = {};
+  float out[(Shape::kHeadDim + kWarp - 1) / kWarp] = {};
   for (int i = 0; i < count; ++i) {
-    const float weight = ptx::ex2_approx_ftz((partials.lse[place(i)] - shift) * kLog2E);
+    const float weight = ptx::ex2_approx_ftz((partials.lse[place(i)] - top) * kLog2E);
     sum += weight;
 #pragma unroll
-    for (int d = 0; d < Shape::kHeadDim; d += 32)
+    for (int d = 0; d < Shape::kHeadDim; d += kWarp)
       if (d + lane() < Shape::kHeadDim)
-        out[d / 32] += weight * partials.out[place(i) * Shape::kHeadDim + d + lane()];
+        out[d / kWarp] += weight * partials.out[place(i) * Shape::kHeadDim + d + lane()];
   }
   const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
 #pragma unroll
-  for (int d = 0; d < Shape::kHeadDim; d += 32)
+  for (int d = 0; d < Shape::kHeadDim; d += kWarp)
     if (d + lane() < Shape::kHeadDim)
-      args.out[query * args.out_stride + head * args.out_head_stride + d + lane()] =
-          T(out[d / 32] * inverse);
-  if (args.lse && lane() == 0)
-    args.lse[head * args.lse_stride + query] = sum == 0.0f ? -kInf : top + logf(sum);
+      sequence.out_of(args, row)[d + lane()] = static_cast<T>(out[d / kWarp] * inverse);
+  if (args.lse && lane() == 0) *sequence.lse_of(args, row) = sum == 0.0f ? -kInf : top + logf(sum);
+}
+
+// ---- float32: multiplied and added in float32 ----
+
+// A warp owns rows; its lanes are keys for the scores and columns for the output. Any head size up
+// to kPaddedDim, any strides.
+template <int kPaddedDim_>
+struct FloatShape {
+  static constexpr int kPaddedDim = kPaddedDim_;
+  static constexpr int kWarps = 4;
+  static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kWarpRows = kPaddedDim > 128 ? 4 : 8;
+  static constexpr int kRows = kWarps * kWarpRows;
+  static constexpr int kKeys = kWarp;
+  static constexpr int kKeyPitch = kPaddedDim + 4;  // lanes read keys without bank conflicts
+  static constexpr int kSharedFloats =
+      kRows * kPaddedDim + kKeys * kKeyPitch + kWarps * kWarpRows * kKeys;
+};
+
+// Rows [first, first + kCount) below `end` of a tensor, zeros for the others and beyond head_dim.
+// row_of(row) is where a row lies.
+template <class Shape, int kCount, int kPitch, class RowOf>
+__device__ __forceinline__ void load_floats(float* to, int first, int end, int head_dim,
+                                            RowOf row_of) {
+  for (int i = warp(); i < kCount; i += Shape::kWarps)
+    for (int d = lane(); d < Shape::kPaddedDim; d += kWarp)
+      to[i * kPitch + d] = first + i < end && d < head_dim ? row_of(first + i)[d] : 0.0f;
+}
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::kThreads)
+    attention_float_kernel(const AttentionArgs<float> args) {
+  constexpr int kWarpRows = Shape::kWarpRows, kPaddedDim = Shape::kPaddedDim;
+  const int part = static_cast<int>(gridDim.x - 1 - blockIdx.x);
+  const int group = static_cast<int>(args.num_heads / args.num_kv_heads);
+  const auto part_of = [&](int sequence) {
+    return first_part(std::int64_t{args.cu_seqlens_q[sequence]} * group, sequence, Shape::kRows);
+  };
+  const int index = find_sequence(static_cast<int>(args.batch),
+                                  [&](int sequence) { return part_of(sequence + 1) > part; });
+  const Sequence sequence(args, index, static_cast<int>(blockIdx.y));
+  const int first_row = static_cast<int>(part - part_of(index)) * Shape::kRows;
+  const int rows = min(sequence.rows() - first_row, Shape::kRows);
+  if (rows <= 0) return;
+  const int head_dim = static_cast<int>(args.head_dim);
+
+  float* const shared_q = reinterpret_cast<float*>(shared_memory());
+  float* const shared_kv = shared_q + Shape::kRows * kPaddedDim;
+  float* const weights = shared_kv + Shape::kKeys * Shape::kKeyPitch + warp() * kWarpRows * kWarp;
+  const float* const warp_q = shared_q + warp() * kWarpRows * kPaddedDim;
+  load_floats<Shape, Shape::kRows, kPaddedDim>(shared_q, first_row, sequence.rows(), head_dim,
+                                               [&](int row) { return sequence.q_of(args, row); });
+
+  float out[kWarpRows][kPaddedDim / kWarp] = {};
+  float maxima[kWarpRows], sums[kWarpRows] = {};
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) maxima[r] = kLowest;
+
+  const KeyBlocks blocks(sequence, {first_row, first_row + rows}, {0, sequence.len_k}, kWarp);
+  for (int i = 0; i < blocks.count; ++i) {
+    const int first_key = blocks[i] * kWarp, key = first_key + lane();
+    __syncthreads();
+    load_floats<Shape, kWarp, Shape::kKeyPitch>(
+        shared_kv, first_key, sequence.len_k, head_dim, [&](int k) {
+          return args.k + (sequence.first_key + k) * args.k_stride +
+                 sequence.kv_head * args.k_head_stride;
+        });
+    __syncthreads();
+
+    float scores[kWarpRows] = {};
+    for (int d = 0; d < kPaddedDim; d += 4) {
+      const float4 k = *reinterpret_cast<const float4*>(shared_kv + lane() * Shape::kKeyPitch + d);
+#pragma unroll
+      for (int r = 0; r < kWarpRows; ++r) {
+        const float4 q = *reinterpret_cast<const float4*>(warp_q + r * kPaddedDim + d);
+        scores[r] = fmaf(q.w, k.w, fmaf(q.z, k.z, fmaf(q.y, k.y, fmaf(q.x, k.x, scores[r]))));
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kWarpRows; ++r) {
+      const int row = min(first_row + warp() * kWarpRows + r, sequence.rows() - 1);
+      const Range seen = sequence.keys_of(sequence.query_of(row));
+      const float score = key >= seen.begin && key < seen.end
+                              ? final_score(args, sequence, row, key, scores[r])
+                              : -kInf;
+      const float top = fmaxf(maxima[r], warp_reduce<Larger>(score));
+      const float shrink = ptx::ex2_approx_ftz((maxima[r] - top) * kLog2E);
+      const float weight = ptx::ex2_approx_ftz((score - top) * kLog2E);
+      maxima[r] = top;
+      sums[r] = sums[r] * shrink + weight;
+      weights[r * kWarp + lane()] = weight;
+#pragma unroll
+      for (float& x : out[r]) x *= shrink;
+    }
+    __syncthreads();
+    load_floats<Shape, kWarp, Shape::kKeyPitch>(
+        shared_kv, first_key, sequence.len_k, head_dim, [&](int k) {
+          return args.v + (sequence.first_key + k) * args.v_stride +
+                 sequence.kv_head * args.v_head_stride;
+        });
+    __syncthreads();
+    for (int k = 0; k < kWarp; ++k) {
+      float values[kPaddedDim / kWarp];
+#pragma unroll
+      for (int d = 0; d < kPaddedDim / kWarp; ++d)
+        values[d] = shared_kv[k * Shape::kKeyPitch + d * kWarp + lane()];
+#pragma unroll
+      for (int r = 0; r < kWarpRows; ++r)
+#pragma unroll
+        for (int d = 0; d < kPaddedDim / kWarp; ++d)
+          out[r][d] = fmaf(weights[r * kWarp + k], values[d], out[r][d]);
+    }
+  }
+
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) {
+    const int row = first_row + warp() * kWarpRows + r;
+    const float sum = warp_reduce<Sum>(sums[r]);
+    if (row >= sequence.rows()) continue;
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+#pragma unroll
+    for (int d = 0; d < kPaddedDim / kWarp; ++d)
+      if (d * kWarp + lane() < head_dim)
+        sequence.out_of(args, row)[d * kWarp + lane()] = out[r][d] * inverse;
+    if (args.lse && lane() == 0)
+      *sequence.lse_of(args, row) = sum == 0.0f ? -kInf : maxima[r] + logf(sum);
+  }
+}
+
+// ---- any type: weights ----
+
+// Writes args.weights, a warp per query and head, in the place of the scores. To look at, not fast.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads) weights_kernel(const AttentionArgs<T> args) {
+  const std::int64_t place = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / kWarp) + warp();
+  if (place >= args.batch * args.num_heads * args.max_q) return;
+  const int query = static_cast<int>(place % args.max_q);
+  const int head = static_cast<int>(place / args.max_q % args.num_heads);
+  const int group = static_cast<int>(args.num_heads / args.num_kv_heads);
+  const Sequence sequence(args, static_cast<int>(place / args.max_q / args.num_heads),
+                          head / group);
+  float* const weights = args.weights + place * args.max_k;
+  const Range seen = query < sequence.len_q ? sequence.keys_of(query) : Range{0, 0};
+  const int row = query * group + head % group;
+
+  float top = kLowest;
+  for (int key = lane(); key < args.max_k; key += kWarp) {
+    float score = -kInf;
+    if (key >= seen.begin && key < seen.end) {
+      const T* q = sequence.q_of(args, row);
+      const T* k = args.k + (sequence.first_key + key) * args.k_stride +
+                   sequence.kv_head * args.k_head_stride;
+      float product = 0.0f;
+      for (int d = 0; d < args.head_dim; ++d)
+        product = fmaf(static_cast<float>(q[d]), static_cast<float>(k[d]), product);
+      score = final_score(args, sequence, row, key, product);
+    }
+    weights[key] = score;
+    top = fmaxf(top, score);
+  }
+  top = warp_reduce<Larger>(top);
+  float sum = 0.0f;
+  for (int key = lane(); key < args.max_k; key += kWarp) {
+    weights[key] = ptx::ex2_approx_ftz((weights[key] - top) * kLog2E);
+    sum += weights[key];
+  }
+  sum = warp_reduce<Sum>(sum);
+  const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+  for (int key = lane(); key < args.max_k; key += kWarp) weights[key] *= inverse;
+}
+
+// ---- launchers ----
+
+std::int64_t rows(std::int64_t tokens, const auto& args) {
+  return tokens * (args.num_heads / args.num_kv_heads);
+}
+
+dim3 row_grid(std::int64_t count, std::int64_t heads) {
+  constexpr int kRowsPerBlock = kRowThreads / kWarp;
+  return {static_cast<unsigned>((count + kRowsPerBlock - 1) / kRowsPerBlock),
+          static_cast<unsigned>(heads)};
+}
+
+template <class T, class Shape>
+void launch_tiles(const AttentionArgs<T>& args, std::int64_t parts, const Partials<Shape>& partials,
+                  Stream stream) {
+  const bool general =
+      args.bool_mask || args.add_mask || args.softcap > 0.0f || !(args.scale > 0.0f);
+  launch(general ? attention_kernel<T, Shape, true> : attention_kernel<T, Shape, false>,
+         {.grid = dim3(static_cast<unsigned>(parts), static_cast<unsigned>(args.num_kv_heads)),
+          .block = Shape::kThreads,
+          .shared_bytes = Shape::kSharedBytes,
+          .stream = stream},
+         args, partials);
+}
+
+template <class T, int kHeadDim>
+void launch_head_dim(const AttentionArgs<T>& args, Stream stream) {
+  if (rows(args.max_q, args) <= kSplitRows) {
+    using Split = Shape<kHeadDim, true>;
+    const std::int64_t parts = part_count(args.total_k, args.batch, kSplitKeys);
+    const std::int64_t count = parts * Split::kWarps * args.num_kv_heads * kSplitRows;
+    const Scratch scratch(count * (kHeadDim + 1) * sizeof(float), stream);
+    const Partials<Split> partials{scratch.data<float>(), scratch.data<float>() + count * kHeadDim,
+                                   args.num_kv_heads};
+    launch_tiles(args, parts, partials, stream);
+    launch(combine_kernel<T, Split>,
+           {.grid = row_grid(args.total_q, args.num_heads), .block = kRowThreads, .stream = stream},
+           args, partials);
+  } else {
+    using Whole = Shape<kHeadDim, false>;
+    launch_tiles(args, part_count(rows(args.total_q, args), args.batch, Whole::kRows),
+                 Partials<Whole>{}, stream);
+  }
+}
+
+template <class Shape>
+void launch_float(const AttentionArgs<float>& args, Stream stream) {
+  const std::int64_t parts = part_count(rows(args.total_q, args), args.batch, Shape::kRows);
+  launch(attention_float_kernel<Shape>,
+         {.grid = dim3(static_cast<unsigned>(parts), static_cast<unsigned>(args.num_kv_heads)),
+          .block = Shape::kThreads,
+          .shared_bytes = Shape::kSharedFloats * sizeof(float),
+          .stream = stream},
+         args);
+}
+
+// Rows of 16-bit types are copied in chunks.
+template <class T>
+void check_chunks(const char* argument, const T* data, std::int64_t stride,
+                  std::int64_t head_stride) {
+  check(reinterpret_cast<std::uintptr_t>(data) % kChunkBytes == 0 && stride % kChunkElements == 0 &&
+            head_stride % kChunkElements == 0,
+        "attention: rows of ", argument, " begin anywhere, expected at multiples of ", kChunkBytes,
+        " bytes");
+  check(stride >= 0 && stride * std::int64_t{sizeof(T)} <= 0x7fffffff, "attention: tokens of ",
+        argument, " are ", stride, " elements apart, expected less than 2^31 bytes");
 }
 
 }  // namespace
+
+template <class T>
+void attention(const AttentionArgs<T>& args, Stream stream) {
+  if (args.weights && args.batch * args.max_q * args.max_k > 0)
+    launch(weights_kernel<T>,
+           {.grid = row_grid(args.batch * args.num_heads * args.max_q, 1),
+            .block = kRowThreads,
+            .stream = stream},
+           args);
+  if (args.total_q == 0) return;
+  if constexpr (std::is_same_v<T, float>) {
+    if (args.head_dim <= 32) return launch_float<FloatShape<32>>(args, stream);
+    if (args.head_dim <= 64) return launch_float<FloatShape<64>>(args, stream);
+    if (args.head_dim <= 96) return launch_float<FloatShape<96>>(args, stream);
+    if (args.head_dim <= 128) return launch_float<FloatShape<128>>(args, stream);
+    return launch_float<FloatShape<256>>(args, stream);
+  } else {
+    check_chunks("q", args.q, args.q_stride, args.q_head_stride);
+    check_chunks("k", args.k, args.k_stride, args.k_head_stride);
+    check_chunks("v", args.v, args.v_stride, args.v_head_stride);
+    check_chunks("out", args.out, args.out_stride, args.out_head_stride);
+    switch (args.head_dim) {
+      case 32: return launch_head_dim<T, 32>(args, stream);
+      case 64: return launch_head_dim<T, 64>(args, stream);
+      case 80: return launch_head_dim<T, 80>(args, stream);
+      case 96: return launch_head_dim<T, 96>(args, stream);
+      case 128: return launch_head_dim<T, 128>(args, stream);
+      case 256: return launch_head_dim<T, 256>(args, stream);
+      default:
+        check(false, "attention: q has head_dim ", args.head_dim,
+              ", expected 32, 64, 80, 96, 128 or 256 for 16-bit types");
+    }
+  }
+}
+
+template void attention(const AttentionArgs<float>&, Stream);
+template void attention(const AttentionArgs<half>&, Stream);
+template void attention(const AttentionArgs<bfloat16>&, Stream);
 
 }  // namespace softgate::cuda

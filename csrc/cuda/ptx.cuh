@@ -1,7 +1,7 @@
 // One wrapper per PTX instruction, named after it; beside each, under SOFTGATE_SIMT, its meaning in
 // plain C++. Sections are those of the PTX ISA 9.0 reference. What an architecture lacks is hidden
-// here: before 8.0 m16n8k16 is two m16n8k8, an asynchronous copy a plain one, and a bf16 product traps
-// (launchers refuse it first).
+// here: before 8.0 m16n8k16 is two m16n8k8, an asynchronous copy a plain one, and a bf16 product
+// traps (launchers refuse it first).
 #pragma once
 
 #include <cstdint>
@@ -100,7 +100,8 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* shared) {
 #endif
 
 // d += a b: 16 x 8 += 16 x 16 times 16 x 8. Layouts at meaning::mma_m16n8k16.
-__device__ __forceinline__ void mma_m16n8k16_f32_f16(float (&d)[4], const Fragment& a, std::uint32_t b0, std::uint32_t b1) {
+__device__ __forceinline__ void mma_m16n8k16_f32_f16(float (&d)[4], const Fragment& a,
+                                                     std::uint32_t b0, std::uint32_t b1) {
 #ifdef SOFTGATE_SIMT
   const auto sum = simt::warp_collective<meaning::MmaOperands, meaning::Accumulators>(
       "mma_m16n8k16_f32_f16",
@@ -127,7 +128,8 @@ __device__ __forceinline__ void mma_m16n8k16_f32_f16(float (&d)[4], const Fragme
 }
 
 // As mma_m16n8k16_f32_f16, of bf16.
-__device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], const Fragment& a, std::uint32_t b0, std::uint32_t b1) {
+__device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], const Fragment& a,
+                                                      std::uint32_t b0, std::uint32_t b1) {
 #ifdef SOFTGATE_SIMT
   const auto sum = simt::warp_collective<meaning::MmaOperands, meaning::Accumulators>(
       "mma_m16n8k16_f32_bf16",
@@ -145,8 +147,8 @@ __device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], const Fragm
 #endif
 }
 
-// Four 8 x 8 matrices of 16-bit elements; `row` is the shared address of this lane's row of 16 bytes.
-// Layout at meaning::ldmatrix_x4.
+// Four 8 x 8 matrices of 16-bit elements; `row` is the shared address of this lane's row of 16
+// bytes. Layout at meaning::ldmatrix_x4.
 __device__ __forceinline__ Fragment ldmatrix_x4(const void* row) {
 #ifdef SOFTGATE_SIMT
   return simt::warp_collective<meaning::RowAddress, Fragment>("ldmatrix_x4", {row},
