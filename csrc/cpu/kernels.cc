@@ -6,7 +6,7 @@
 namespace softgate::cpu::SOFTGATE_ISA {
 
 void add_norm(const AddNormArgs<float>&);
-void attention(const AttentionArgs&);
+void attention(const AttentionArgs<float>&);
 void embedding(const EmbeddingArgs<float>&);
 void linear(const LinearArgs<float>&);
 void normalize(const NormalizeArgs<float>&);

@@ -13,7 +13,7 @@ namespace softgate::cpu {
 
 struct Kernels {
   void (*add_norm)(const AddNormArgs<float>&);
-  void (*attention)(const AttentionArgs&);
+  void (*attention)(const AttentionArgs<float>&);
   void (*embedding)(const EmbeddingArgs<float>&);
   void (*linear)(const LinearArgs<float>&);
   void (*normalize)(const NormalizeArgs<float>&);
