@@ -172,7 +172,7 @@ class Launches:
             tile = max(tile, WARPS // across * TILE_ROWS * row)
             held = 0 if name == "ProjectPhase" else WARPS
             weights += max(0, of_block - held) * gates * row
-        names = ", ".join([layer.element, *(phase[0] for phase in layer.phases)])
+        names = ", ".join([layer.element, *(f"softgate::cuda::{p[0]}" for p in layer.phases)])
         shared = tile + weights + 8 * len(layer.lengths)
         arrivals = np.zeros(1, dtype=np.uint32)
         grid = (blocks, len(layer.directions))
@@ -189,7 +189,7 @@ class Launches:
                 chunks = min(layer.chunks(depth), HELD_CHUNKS[layer.dtype])
                 row = chunks * CHUNK[layer.dtype] * self.out.itemsize
                 self.launch(
-                    f"step_kernel<{layer.element}, {name}>", grid,
+                    f"step_kernel<{layer.element}, softgate::cuda::{name}>", grid,
                     [np.int32(step), np.int32(active)], min(active, TILE_ROWS) * row,
                 )  # fmt: skip
 

@@ -9,7 +9,7 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void attention(const AttentionArgs& args);
+void attention(const AttentionArgs<float>& args);
 
 namespace {
 
@@ -50,7 +50,7 @@ struct Sizes {
   std::int64_t chunk_rows, block_keys;
   std::int64_t padded_dim;  // a multiple of kPanel
 
-  explicit Sizes(const AttentionArgs& args)
+  explicit Sizes(const AttentionArgs<float>& args)
       : group(args.num_heads / args.num_kv_heads),
         chunk_rows(clamp(kChunkElements / args.head_dim, 64, 512)),
         block_keys(clamp(kBlockElements / args.head_dim / kPanel * kPanel, 64, kBlockKeys)),
@@ -60,8 +60,8 @@ struct Sizes {
 // A row is a query of one of the heads that share the key-value head; heads run fastest.
 class Chunk {
  public:
-  Chunk(const AttentionArgs& args, const Sizes& sizes, std::int64_t sequence, std::int64_t kv_head,
-        std::int64_t chunk)
+  Chunk(const AttentionArgs<float>& args, const Sizes& sizes, std::int64_t sequence,
+        std::int64_t kv_head, std::int64_t chunk)
       : args_(args), sizes_(sizes), sequence_(sequence), kv_head_(kv_head) {
     first_query_ = args.cu_seqlens_q[sequence];
     first_key_ = args.cu_seqlens_k[sequence];
@@ -425,7 +425,7 @@ class Chunk {
     for_each_row(strip.row, strip.row + strip.rows, body);
   }
 
-  const AttentionArgs& args_;
+  const AttentionArgs<float>& args_;
   const Sizes& sizes_;
   std::int64_t sequence_, kv_head_;
   std::int64_t first_query_, first_key_, len_q_, len_k_;
@@ -441,11 +441,12 @@ class Chunk {
 
 // A sequence has ceil(rows / chunk_rows) chunks. Its slots begin at its first row / chunk_rows +
 // sequence, which leaves room for them without a list of offsets, and at most one slot unused.
-std::int64_t first_slot(const AttentionArgs& args, const Sizes& sizes, std::int64_t sequence) {
+std::int64_t first_slot(const AttentionArgs<float>& args, const Sizes& sizes,
+                        std::int64_t sequence) {
   return args.cu_seqlens_q[sequence] * sizes.group / sizes.chunk_rows + sequence;
 }
 
-void run_task(const AttentionArgs& args, const Sizes& sizes, std::int64_t task) {
+void run_task(const AttentionArgs<float>& args, const Sizes& sizes, std::int64_t task) {
   std::int64_t sequence = 0;
   for (std::int64_t end = args.batch; end - sequence > 1;) {
     const std::int64_t middle = (sequence + end) / 2;
@@ -459,7 +460,7 @@ void run_task(const AttentionArgs& args, const Sizes& sizes, std::int64_t task) 
   Chunk(args, sizes, sequence, local / slots, slots - 1 - local % slots).run();
 }
 
-void clear_weights(const AttentionArgs& args) {
+void clear_weights(const AttentionArgs<float>& args) {
   const std::int64_t floats = args.max_q * args.max_k;
   parallel_for(args.batch * args.num_heads, 1, [&](std::int64_t begin, std::int64_t end) {
     __builtin_memset(args.weights + begin * floats, 0,
@@ -469,7 +470,7 @@ void clear_weights(const AttentionArgs& args) {
 
 }  // namespace
 
-void attention(const AttentionArgs& args) {
+void attention(const AttentionArgs<float>& args) {
   if (args.weights) clear_weights(args);
   const Sizes sizes(args);
   const std::int64_t tasks = first_slot(args, sizes, args.batch) * args.num_kv_heads;

@@ -14,10 +14,10 @@ namespace softgate::cpu {
 
 struct Kernels {
   void (*add_norm)(const AddNormArgs<float>&);
-  void (*attention)(const AttentionArgs&);
+  void (*attention)(const AttentionArgs<float>&);
   void (*embedding)(const EmbeddingArgs<float>&);
   void (*gru)(const RecurrentArgs&);
-  void (*linear)(const LinearArgs&);
+  void (*linear)(const LinearArgs<float>&);
   void (*lstm)(const RecurrentArgs&);
   void (*normalize)(const NormalizeArgs<float>&);
   void (*pack)(const PackArgs&);

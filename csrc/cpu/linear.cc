@@ -21,7 +21,7 @@ SG_INLINE vf load_part(const float* p, int n) {
 
 // The epilogue on one vector: columns [column, column + n) of a row, n = kLanes when Whole.
 template <Activation A, bool Whole>
-SG_INLINE void finish(const LinearArgs& args, const float* sums, std::int64_t row,
+SG_INLINE void finish(const LinearArgs<float>& args, const float* sums, std::int64_t row,
                       std::int64_t column, int n) {
   vf value = load(sums);
   if (args.bias) value = add(value, load_part<Whole>(args.bias + column, n));
@@ -39,7 +39,7 @@ SG_INLINE void finish(const LinearArgs& args, const float* sums, std::int64_t ro
 
 // The epilogue on a block of rows of one panel.
 template <Activation A>
-void finish_block(const LinearArgs& args, const float* sums, std::int64_t first_row,
+void finish_block(const LinearArgs<float>& args, const float* sums, std::int64_t first_row,
                   std::int64_t rows, std::int64_t column) {
   const std::int64_t left = args.out_features - column;
   if (left >= kPanel) {
@@ -55,7 +55,8 @@ void finish_block(const LinearArgs& args, const float* sums, std::int64_t first_
                        static_cast<int>(min_int(kLanes, left - j)));
 }
 
-using Finish = void (*)(const LinearArgs&, const float*, std::int64_t, std::int64_t, std::int64_t);
+using Finish = void (*)(const LinearArgs<float>&, const float*, std::int64_t, std::int64_t,
+                        std::int64_t);
 
 Finish finish_for(Activation activation) {
   switch (activation) {
@@ -69,8 +70,8 @@ Finish finish_for(Activation activation) {
 }
 
 // Rows of out lie pages apart, where the hardware does not prefetch.
-SG_INLINE void prefetch_out(const LinearArgs& args, std::int64_t first_row, std::int64_t rows,
-                            std::int64_t column) {
+SG_INLINE void prefetch_out(const LinearArgs<float>& args, std::int64_t first_row,
+                            std::int64_t rows, std::int64_t column) {
   const std::int64_t end = min_int(args.out_features, column + kPanel);
   for (std::int64_t r = 0; r < rows; ++r)
     for (std::int64_t j = column; j < end; j += kLineFloats)
@@ -85,7 +86,8 @@ struct Blocking {
   std::int64_t slices;  // of the depth
 };
 
-void run_task(const LinearArgs& args, const Blocking& blocking, Finish finish, std::int64_t task) {
+void run_task(const LinearArgs<float>& args, const Blocking& blocking, Finish finish,
+              std::int64_t task) {
   const std::int64_t block = task / blocking.panel_groups;
   const std::int64_t group = task % blocking.panel_groups;
   const std::int64_t tile_begin = part_begin(blocking.row_tiles, blocking.row_blocks, block);
@@ -131,7 +133,7 @@ void run_task(const LinearArgs& args, const Blocking& blocking, Finish finish, s
 
 }  // namespace
 
-void linear(const LinearArgs& args) {
+void linear(const LinearArgs<float>& args) {
   Blocking blocking;
   blocking.row_tiles = ceil_div(args.rows, kTileRows);
   const std::int64_t row_bytes = args.in_features * static_cast<std::int64_t>(sizeof(float));

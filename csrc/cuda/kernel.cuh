@@ -35,6 +35,7 @@ __device__ __forceinline__ void grid_sync(unsigned* arrivals) {
     }
     __threadfence();
   }
+  __syncwarp();  // PTX promises no reconvergence after the branch, and a barrier needs the whole warp
   __syncthreads();
 }
 #endif

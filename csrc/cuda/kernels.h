@@ -7,12 +7,14 @@
 #include "core/backend.h"
 #include "core/half.h"
 #include "ops/add_norm.h"
+#include "ops/attention.h"
 
 namespace softgate::cuda {
 
 template <class T>
 struct Kernels {
   void (*add_norm)(const AddNormArgs<T>&, Stream);
+  void (*attention)(const AttentionArgs<T>&, Stream);
 };
 
 using KernelTables = std::tuple<Kernels<float>, Kernels<half>, Kernels<bfloat16>>;

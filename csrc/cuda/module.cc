@@ -6,6 +6,8 @@ namespace softgate::cuda {
 
 template <class T>
 void add_norm(const AddNormArgs<T>&, Stream);
+template <class T>
+void attention(const AttentionArgs<T>&, Stream);
 
 namespace {
 
@@ -13,6 +15,7 @@ template <class T>
 constexpr Kernels<T> table() {
   return {
       .add_norm = add_norm<T>,
+      .attention = attention<T>,
   };
 }
 

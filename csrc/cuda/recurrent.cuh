@@ -331,9 +331,11 @@ __device__ __forceinline__ void run_tile(Place<T> place, int rows, bool stores,
   for (int slot = 0; slot < kSlots; ++slot)
     values[slot] = __shfl_sync(kFullMask, sum, (row * kSlots + slot) * kCopies);
   const After after = Phase::finish(place.args.kind, values, before);
-  if (!stores || row >= rows || lane_index() != row * kSlots * kCopies) return;
-  Phase::to(place)[place.unit] = static_cast<T>(after.value);
-  if constexpr (Phase::kCarries) place.carry() = after.carry;
+  if (stores && row < rows && lane_index() == row * kSlots * kCopies) {
+    Phase::to(place)[place.unit] = static_cast<T>(after.value);
+    if constexpr (Phase::kCarries) place.carry() = after.carry;
+  }
+  __syncwarp();  // whole again for the next barrier
 }
 
 // ---- All steps in one kernel ----

@@ -4,36 +4,42 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
-#include "ops/arguments.h"
+#include "ops/dispatch.h"
 
 namespace softgate {
 namespace {
 
-std::int64_t longest(const Tensor& cu_seqlens) {
+// Checks cu_seqlens; returns the longest sequence. On a device this waits for the current stream.
+std::int64_t check_lengths(const char* argument, const Tensor& cu_seqlens, std::int64_t total,
+                           Device device) {
+  check_tensor("attention", argument, cu_seqlens, DType::int32, {-1}, device);
+  const Tensor on_host =
+      device.kind == DeviceKind::cpu ? cu_seqlens : copy_to(cu_seqlens, Device{}, DType::int32);
+  check_cu_seqlens("attention", argument, on_host, total);
   const auto* offsets = cu_seqlens.data<std::int32_t>();
   std::int64_t length = 0;
-  for (std::int64_t i = 1; i < cu_seqlens.size(0); ++i)
+  for (std::int64_t i = 1; i < on_host.size(0); ++i)
     length = std::max<std::int64_t>(length, offsets[i] - offsets[i - 1]);
   return length;
 }
 
 void check_heads(const Tensor& q, const Tensor& k, const Tensor& v) {
-  check_tensor("attention", "q", q, DType::float32, {-1, -1, -1});
+  const DType dtype = check_float("attention", "q", q);
+  const Device device = q.device();
+  check_tensor("attention", "q", q, dtype, {-1, -1, -1}, device);
   check(q.size(1) > 0, "attention: q has no heads");
   const std::int64_t head_dim = q.size(2);
   check(head_dim >= 1 && head_dim <= kMaxHeadDim, "attention: q has head_dim ", head_dim,
         ", expected 1 to ", kMaxHeadDim);
-  check_tensor("attention", "k", k, DType::float32, {-1, -1, head_dim});
+  check_tensor("attention", "k", k, dtype, {-1, -1, head_dim}, device);
   check(k.size(1) > 0 && q.size(1) % k.size(1) == 0, "attention: k has ", k.size(1),
         " heads, expected a divisor of q's ", q.size(1));
-  check_tensor("attention", "v", v, DType::float32, k.shape());
+  check_tensor("attention", "v", v, dtype, k.shape(), device);
 }
 
 void check_mask(const Tensor& mask, std::int64_t batch, std::int64_t num_heads, std::int64_t max_q,
-                std::int64_t max_k) {
-  check_device("attention", "mask", mask);
+                std::int64_t max_k, Device device) {
+  check_device("attention", "mask", mask, device);
   check_type(mask.dtype() == DType::boolean || mask.dtype() == DType::float32,
              "attention: mask has dtype ", name(mask.dtype()), ", expected bool or float32");
   check(mask.dim() == 4 && (mask.size(0) == batch || mask.size(0) == 1) &&
@@ -55,8 +61,10 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
                           const AttentionOptions& options, std::optional<Tensor> out) {
   check_heads(q, k, v);
   const std::int64_t total_q = q.size(0), num_heads = q.size(1), head_dim = q.size(2);
-  check_cu_seqlens("attention", "cu_seqlens_q", cu_seqlens_q, total_q);
-  check_cu_seqlens("attention", "cu_seqlens_k", cu_seqlens_k, k.size(0));
+  const DType dtype = q.dtype();
+  const Device device = q.device();
+  std::int64_t max_q = check_lengths("cu_seqlens_q", cu_seqlens_q, total_q, device);
+  std::int64_t max_k = check_lengths("cu_seqlens_k", cu_seqlens_k, k.size(0), device);
   const std::int64_t batch = cu_seqlens_q.size(0) - 1;
   check(cu_seqlens_k.size(0) == batch + 1, "attention: cu_seqlens_k has ", cu_seqlens_k.size(0),
         " offsets, expected cu_seqlens_q's ", batch + 1);
@@ -65,10 +73,9 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
   check(std::isfinite(options.softcap) && options.softcap >= 0, "attention: softcap is ",
         options.softcap, ", expected a finite number, 0 for none");
 
-  std::int64_t max_q = longest(cu_seqlens_q), max_k = longest(cu_seqlens_k);
   const Tensor* mask = options.mask ? &*options.mask : nullptr;
   if (mask) {
-    check_mask(*mask, batch, num_heads, max_q, max_k);
+    check_mask(*mask, batch, num_heads, max_q, max_k, device);
     max_q = mask->size(2);
     max_k = mask->size(3);
   }
@@ -76,49 +83,55 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
   const auto mask_stride = [&](int i) { return mask && mask->size(i) > 1 ? mask->stride(i) : 0; };
 
   AttentionResult result;
-  result.out = resolve_out("attention", std::move(out), DType::float32, q.shape());
+  result.out = resolve_out("attention", std::move(out), dtype, q.shape(), device);
   check_overlap("attention", result.out, "q", q, false);
   check_overlap("attention", result.out, "k", k, false);
   check_overlap("attention", result.out, "v", v, false);
   check_overlap("attention", result.out, "cu_seqlens_q", cu_seqlens_q, false);
   check_overlap("attention", result.out, "cu_seqlens_k", cu_seqlens_k, false);
   if (mask) check_overlap("attention", result.out, "mask", *mask, false);
-  if (options.return_lse) result.lse = Tensor::empty({num_heads, total_q});
-  if (options.return_weights) result.weights = Tensor::empty({batch, num_heads, max_q, max_k});
+  if (options.return_lse) result.lse = Tensor::empty({num_heads, total_q}, DType::float32, device);
+  if (options.return_weights)
+    result.weights = Tensor::empty({batch, num_heads, max_q, max_k}, DType::float32, device);
 
-  cpu::kernels().attention({
-      .q = q.data<float>(),
-      .k = k.data<float>(),
-      .v = v.data<float>(),
-      .out = result.out.data<float>(),
-      .lse = result.lse ? result.lse->data<float>() : nullptr,
-      .weights = result.weights ? result.weights->data<float>() : nullptr,
-      .cu_seqlens_q = cu_seqlens_q.data<std::int32_t>(),
-      .cu_seqlens_k = cu_seqlens_k.data<std::int32_t>(),
-      .bool_mask = bool_mask ? mask->data<std::uint8_t>() : nullptr,
-      .add_mask = mask && !bool_mask ? mask->data<float>() : nullptr,
-      .batch = batch,
-      .num_heads = num_heads,
-      .num_kv_heads = k.size(1),
-      .head_dim = head_dim,
-      .max_q = max_q,
-      .max_k = max_k,
-      .q_stride = q.stride(0),
-      .k_stride = k.stride(0),
-      .v_stride = v.stride(0),
-      .out_stride = result.out.stride(0),
-      .q_head_stride = q.stride(1),
-      .k_head_stride = k.stride(1),
-      .v_head_stride = v.stride(1),
-      .out_head_stride = result.out.stride(1),
-      .lse_stride = total_q,
-      .mask_batch_stride = mask_stride(0),
-      .mask_head_stride = mask_stride(1),
-      .mask_row_stride = mask ? mask->stride(2) : 0,
-      .scale = static_cast<float>(scale),
-      .softcap = static_cast<float>(options.softcap),
-      .window_left = effective_bound(options.window.first),
-      .window_right = options.causal ? 0 : effective_bound(options.window.second),
+  dispatch(dtype, [&]<class T>(T) {
+    const AttentionArgs<T> args{
+        .q = q.data<T>(),
+        .k = k.data<T>(),
+        .v = v.data<T>(),
+        .out = result.out.data<T>(),
+        .lse = result.lse ? result.lse->data<float>() : nullptr,
+        .weights = result.weights ? result.weights->data<float>() : nullptr,
+        .cu_seqlens_q = cu_seqlens_q.data<std::int32_t>(),
+        .cu_seqlens_k = cu_seqlens_k.data<std::int32_t>(),
+        .bool_mask = bool_mask ? mask->data<std::uint8_t>() : nullptr,
+        .add_mask = mask && !bool_mask ? mask->data<float>() : nullptr,
+        .batch = batch,
+        .num_heads = num_heads,
+        .num_kv_heads = k.size(1),
+        .head_dim = head_dim,
+        .total_q = total_q,
+        .total_k = k.size(0),
+        .max_q = max_q,
+        .max_k = max_k,
+        .q_stride = q.stride(0),
+        .k_stride = k.stride(0),
+        .v_stride = v.stride(0),
+        .out_stride = result.out.stride(0),
+        .q_head_stride = q.stride(1),
+        .k_head_stride = k.stride(1),
+        .v_head_stride = v.stride(1),
+        .out_head_stride = result.out.stride(1),
+        .lse_stride = total_q,
+        .mask_batch_stride = mask_stride(0),
+        .mask_head_stride = mask_stride(1),
+        .mask_row_stride = mask ? mask->stride(2) : 0,
+        .scale = static_cast<float>(scale),
+        .softcap = static_cast<float>(options.softcap),
+        .window_left = effective_bound(options.window.first),
+        .window_right = options.causal ? 0 : effective_bound(options.window.second),
+    };
+    run_kernel<T>(device, args, &cpu::Kernels::attention, &cuda::Kernels<T>::attention);
   });
   return result;
 }

@@ -27,16 +27,18 @@ namespace softgate {
 
 inline constexpr std::int64_t kMaxHeadDim = 256;
 
+template <class T>
 struct AttentionArgs {
-  const float *q, *k, *v;
-  float* out;
+  const T *q, *k, *v;
+  T* out;
   float* lse;      // or null
   float* weights;  // or null; zeroed by the kernel where it writes no weight
   const std::int32_t *cu_seqlens_q, *cu_seqlens_k;
   const std::uint8_t* bool_mask;  // at most one of the masks
   const float* add_mask;
   std::int64_t batch, num_heads, num_kv_heads, head_dim;
-  std::int64_t max_q, max_k;                              // of weights and masks
+  std::int64_t total_q, total_k;
+  std::int64_t max_q, max_k;  // of weights and masks; no sequence is longer
   std::int64_t q_stride, k_stride, v_stride, out_stride;  // elements between tokens
   std::int64_t q_head_stride, k_head_stride, v_head_stride, out_head_stride;
   std::int64_t lse_stride;                                            // elements between heads

@@ -19,12 +19,13 @@ namespace softgate {
 
 enum class Activation { none, gelu, gelu_tanh, relu, silu };
 
+template <class T>
 struct LinearArgs {
-  const float* x;
-  const float* weight;    // panels, see PackArgs
-  const float* bias;      // or null
-  const float* residual;  // or null
-  float* out;
+  const T* x;
+  const T* weight;    // CPU: panels, see PackArgs; elsewhere [out_features, in_features]
+  const T* bias;      // or null
+  const T* residual;  // or null
+  T* out;
   std::int64_t rows, in_features, out_features;
   std::int64_t x_stride, residual_stride, out_stride;  // elements between rows
   Activation activation;
