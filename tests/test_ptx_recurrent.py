@@ -148,13 +148,15 @@ class Launches:
             fields += [*arrays.values(), self.out[:, columns], *self.last[d]]
             fields += [carry, nans(batch, layer.hidden)]
             fields += [np.int64(layer.output), np.int64(layer.hidden)]
-            fields += [np.bool_(name == "reverse")]
+            fields += [np.uint64(name == "reverse")]  # a bool and the padding after it
         if count == 1:
-            fields += [*[None] * 11, *[np.int64(0)] * 2, np.bool_(False)]
+            fields += [*[None] * 11, *[np.int64(0)] * 3]
         self.fields = fields
 
     def launch(self, name: str, grid: Any, fields: list[Any], shared: int, **options: Any) -> Any:
-        # A struct inside another ends at its alignment.
+        # ptxrun sees conflicts between blocks by the word, which two blocks may share rightly.
+        if self.layer.dtype != "float32":
+            options["check_global"] = False
         report = ptx.launch(
             self.layer.kernel(name, self.arch), grid, THREADS,
             [*self.fields, *fields], shared_bytes=shared, **self.options, **options,

@@ -27,6 +27,8 @@ inline void grid_sync(unsigned*) { simt::grid_sync(); }
 #else
 __device__ __forceinline__ void grid_sync(unsigned* arrivals) {
   const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
+  // A barrier needs whole warps, and PTX promises no reconvergence after a branch.
+  __syncwarp();
   __syncthreads();
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
     __threadfence();
@@ -35,7 +37,7 @@ __device__ __forceinline__ void grid_sync(unsigned* arrivals) {
     }
     __threadfence();
   }
-  __syncwarp();  // PTX promises no reconvergence after the branch, and a barrier needs the whole warp
+  __syncwarp();
   __syncthreads();
 }
 #endif

@@ -36,6 +36,12 @@ inline constexpr int kHeldChunks = 32 / kVec<T>;
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
 
+// A barrier needs whole warps, and PTX promises no reconvergence after a branch.
+__device__ __forceinline__ void sync_block() {
+  __syncwarp();
+  __syncthreads();
+}
+
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 // ---- What a phase sees ----
@@ -335,7 +341,6 @@ __device__ __forceinline__ void run_tile(Place<T> place, int rows, bool stores,
     Phase::to(place)[place.unit] = static_cast<T>(after.value);
     if constexpr (Phase::kCarries) place.carry() = after.carry;
   }
-  __syncwarp();  // whole again for the next barrier
 }
 
 // ---- All steps in one kernel ----
@@ -405,12 +410,12 @@ class Resident {
   // One step of the first `active` sequences.
   __device__ void run(Place<T> place, int active, T* tile) const {
     for (int first = 0; first < active; first += rows_) {
-      if (first > 0) __syncthreads();
+      if (first > 0) sync_block();
       stage(tile, min(rows_, active - first), 0, chunks_, depth_, [&](int row) {
         place.row = first + row;
         return Phase::from(place);
       });
-      __syncthreads();
+      sync_block();
       place.row = first + tile_row_;
       const int rows = min(kTileRows, active - place.row);
       if (rows <= 0 || slot_ >= units_) continue;
@@ -483,7 +488,7 @@ __global__ void __launch_bounds__(kStepThreads, 1) sequence_kernel(const Sequenc
   ((residents.Resident<T, Phases>::load(place, tile + used),
     used += weight_elements<T, Phases>(args, blocks)),
    ...);
-  __syncthreads();
+  sync_block();
 
   int active = batch;
   for (int step = 0;; ++step) {
@@ -526,13 +531,13 @@ __global__ void __launch_bounds__(kStepThreads, 2) step_kernel(const StepArgs<T>
     run_tile<T, Phase, kRows>(place, rows, unit < units, [&](auto& sums) {
       for (int chunk = 0; chunk < all; chunk += kHeldChunks<T>) {
         const int chunks = min(kHeldChunks<T>, all - chunk);
-        if (chunk > 0) __syncthreads();
+        if (chunk > 0) sync_block();
         stage(tile, rows, chunk, chunks, depth, [&](int row) {
           Place<T> other = place;
           other.row = first + row;
           return Phase::from(other);
         });
-        __syncthreads();
+        sync_block();
         weights.first_chunk = chunk;
         multiply<T, Phase, kRows>(sums, weights, tile, rows, chunks);
       }
