@@ -178,9 +178,7 @@ class Launches:
         shared = tile + weights + 8 * len(layer.lengths)
         arrivals = np.zeros(1, dtype=np.uint32)
         grid = (blocks, len(layer.directions))
-        return self.launch(
-            f"sequence_kernel<{names}>", grid, [arrivals], shared, cooperative=True
-        )
+        return self.launch(f"sequence_kernel<{names}>", grid, [arrivals], shared, cooperative=True)
 
     def steps(self) -> None:
         """A launch for each phase of each step."""
@@ -241,3 +239,56 @@ def test_every_instance(kind, proj, dtype):
     stepwise.last_states()
     for other in [*outcomes[1:], stepwise.out]:
         assert np.array_equal(other.view(np.uint8), outcomes[0].view(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize(
+    ("lengths", "hidden", "blocks"),
+    [
+        ((3,), 1, 1),
+        ((2,), 7, 7),  # a unit a block
+        ((4,), 31, 2),  # units in shared memory, too
+        ((1, 2), 127, 16),
+        ((2, 1, 1), 128, 5),
+        ((2,) * 9, 33, 5),  # tiles of one row after full ones
+        ((2, 1) * 13, 20, 2),  # more tiles than warps have at once
+        ((2,), 260, 33),
+    ],
+    ids=str,
+)
+def test_shapes(kind, lengths, hidden, blocks):
+    case = layer(kind, lengths, hidden, states=hidden % 2 == 0, direction="reverse", seed=hidden)
+    in_one = Launches(case, seed=1)
+    in_one.sequence(blocks)
+    in_one.last_states()
+    assert_as_reference(case, in_one, expected(case))
+    stepwise = Launches(case, seed=2)
+    stepwise.steps()
+    assert np.array_equal(stepwise.out.view(np.uint8), in_one.out.view(np.uint8))
+
+
+def test_depth_in_slices():
+    """Longer rows than registers hold."""
+    case = layer("rnn_relu", (2, 2), 1100)
+    stepwise = Launches(case)
+    stepwise.steps()
+    stepwise.last_states()
+    assert_as_reference(case, stepwise, expected(case))
+
+
+@pytest.mark.parametrize("dtype", ptx.ELEMENTS)
+def test_weights_are_read_once(dtype):
+    """A step moves states and gates; weights, far more, only before the first."""
+    hidden, blocks = 128, 8
+
+    def sectors(steps: int) -> int:
+        report = Launches(layer("lstm", (steps,), hidden, dtype=dtype)).sequence(blocks)
+        # Without those of blocks that wait at the grid's barrier.
+        own = [access for access in report.memory() if "ld.volatile" not in access["where"]]
+        return sum(access["sectors"] for access in own)
+
+    element = 4 if dtype == "float32" else 2
+    weights = 4 * hidden * hidden * element // 32
+    two, four = sectors(2), sectors(4)
+    assert (four - two) / 2 < weights / 4
+    assert weights < two < 1.5 * weights
