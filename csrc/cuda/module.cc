@@ -6,6 +6,14 @@ namespace softgate::cuda {
 
 template <class T>
 void add_norm(const AddNormArgs<T>&, Stream);
+template <class T>
+void embedding(const EmbeddingArgs<T>&, Stream);
+template <class T>
+void normalize(const NormalizeArgs<T>&, Stream);
+template <class T>
+void pool(const PoolArgs<T>&, Stream);
+template <class T>
+void softmax(const SoftmaxArgs<T>&, Stream);
 
 namespace {
 
@@ -13,6 +21,10 @@ template <class T>
 constexpr Kernels<T> table() {
   return {
       .add_norm = add_norm<T>,
+      .embedding = embedding<T>,
+      .normalize = normalize<T>,
+      .pool = pool<T>,
+      .softmax = softmax<T>,
   };
 }
 
