@@ -424,6 +424,7 @@ EMBEDDING = [
     EmbeddingCase(9, 33, (50, 5, 7), ids=("int64", "int32", "int64"), norm=True),
     EmbeddingCase(9, 33, (50, 7), norm=True, norm_bias=False),
     EmbeddingCase(3, 768, (1000, 512, 2), norm=True),
+    *(EmbeddingCase(3, hidden, (9, 2), norm=True) for hidden in (9000, 9001)),
     *(
         EmbeddingCase(9, 19, (50, 7), norm=norm, layout=layout)
         for norm in (False, True)
@@ -462,6 +463,7 @@ SOFTMAX = [
     *(SoftmaxCase((rows, 19)) for rows in (0, 1, 2, 5, 64, 501)),
     *(SoftmaxCase(shape) for shape in ((7,), (2, 3, 5), (2, 0, 5))),
     SoftmaxCase((3, 30000)),
+    SoftmaxCase((3, 30001), minus_inf="some"),
     *(SoftmaxCase((5, n), layout) for n in (7, 33) for layout in LAYOUTS),
     *(SoftmaxCase((4, 33), size=size) for size in (10.0, 50.0, 1e4, HUGE, TINY, DENORMAL)),
     *(SoftmaxCase((4, 33), mean=mean) for mean in (88.0, -88.0, 1e4, -1e4)),
@@ -528,7 +530,7 @@ class NormalizeCase(Case):
 
 
 NORMALIZE = [
-    *(NormalizeCase(3, hidden) for hidden in (*LENGTHS, 100, 128, 384, 768, 1023)),
+    *(NormalizeCase(3, hidden) for hidden in (*LENGTHS, 100, 128, 384, 768, 1023, 9000, 9001)),
     *(NormalizeCase(rows, 33) for rows in (0, 1, 2, 4, 8, 100, 1000)),
     *(NormalizeCase(rows, 16) for rows in ((2, 3), (2, 0), ())),
     *(NormalizeCase(5, hidden, layout) for hidden in (7, 33) for layout in LAYOUTS),

@@ -9,10 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 import softgate
-from cases import ADD_NORM, AddNormCase, Case
+from cases import (
+    ADD_NORM,
+    EMBEDDING,
+    NORMALIZE,
+    POOL,
+    POOLINGS,
+    SOFTMAX,
+    AddNormCase,
+    Case,
+    EmbeddingCase,
+    NormalizeCase,
+    PoolCase,
+    SoftmaxCase,
+)
 from devices import DTYPES, OnDevice, fetched, naive, on_device, rounded
 from softgate import ops, reference
-from tolerances import assert_close, assert_same_bits, norm_scale
+from tolerances import (
+    assert_close,
+    assert_same_bits,
+    embedding_scale,
+    norm_scale,
+    softmax_scale,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,16 @@ OPS = {
     ),
     "add_rms_norm": Op(
         ADD_NORM, lambda **a: norm_scale(**a, center=False), lambda case: case.hidden, ("bias",)
+    ),
+    "embedding": Op(EMBEDDING, embedding_scale, lambda case: case.hidden if case.norm else 1),
+    "normalize": Op(NORMALIZE, reference.normalize, lambda case: case.hidden),
+    "pool": Op(
+        POOL,
+        lambda x, cu_seqlens, mode: reference.pool(np.abs(x), cu_seqlens, mode),
+        lambda case: max(case.lengths, default=1),
+    ),
+    "softmax": Op(
+        SOFTMAX, lambda x: softmax_scale(x, reference.softmax(x)), lambda case: case.shape[-1]
     ),
 }
 
@@ -115,6 +144,54 @@ def test_add_norm_in_place_with_sum(device, op, hidden, dtype):
     assert_same_bits(fetched(given["residual"]), total)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [19, 64, 900, 20000])
+@pytest.mark.parametrize(("op", "case"), [("softmax", SoftmaxCase), ("normalize", NormalizeCase)])
+def test_in_place(device, op, case, columns, dtype):
+    made = case((6, columns)) if op == "softmax" else case(6, columns)
+    x = on_device(arguments(op, made, dtype)["x"], device, dtype, "contiguous")
+    assert_matches_reference(op, made, getattr(ops, op)(x, out=x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [case for case in POOL if case.mode != "mean"], ids=str)
+def test_pool_without_rounding(device, case, dtype):
+    expected = reference.pool(**arguments("pool", case, dtype))
+    assert np.array_equal(fetched(run("pool", case, device, dtype)), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+def test_embedding_of_one_table_is_its_rows(device, layout, dtype):
+    case = EmbeddingCase(9, 40, layout=layout)
+    a = arguments("embedding", case, dtype)
+    assert_same_bits(fetched(run("embedding", case, device, dtype)), a["tables"][0][a["ids"][0]])
+
+
+@pytest.mark.parametrize("bad", [-1, 50, 2**31 - 1, -(2**31), 2**32, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("norm", [False, True])
+def test_embedding_of_an_id_outside_its_table_is_nan(device, norm, bad):
+    a = EmbeddingCase(5, 19, (50, 7), norm=norm).arguments()
+    a["ids"][0] = a["ids"][0].astype(np.int64 if abs(bad) >= 2**31 else np.int32)
+    a["ids"][0][3] = bad
+    given = {name: on_device(value, device, "float32", "contiguous") for name, value in a.items()}
+    result = fetched(ops.embedding(**given))
+    assert np.isnan(result[3]).all()
+    assert np.isfinite(np.delete(result, 3, axis=0)).all()
+
+
+@pytest.mark.parametrize("mode", POOLINGS)
+def test_pool_by_offsets_outside_of_x(device, mode):
+    x = PoolCase((4, 9), 13, mode).arguments()["x"]
+    given = np.array([-5, 3, 2**31 - 1, 2, -(2**31), 20], np.int32)
+    result = ops.pool(*(softgate.Tensor(array).to(device) for array in (x, given)), mode)
+    expected = [
+        reference.pool(x[rows], [0, len(x[rows])], mode)[0]
+        for rows in (np.s_[:3], np.s_[3:], np.s_[:0], np.s_[:0], np.s_[:])
+    ]
+    assert_close(fetched(result), np.array(expected), scale=np.abs(x).max(), terms=13)
+
+
 def test_tensors_on_mixed_devices(device):
     x = softgate.Tensor(np.ones((2, 8), np.float32))
     weight = np.ones(8, np.float32)
@@ -127,9 +204,10 @@ def test_tensors_on_mixed_devices(device):
 
 
 def test_an_op_without_a_kernel_for_the_device(device):
-    x = softgate.Tensor(np.ones((2, 8), np.float32)).to(device)
-    with pytest.raises(ValueError, match=rf"^softmax: x is on {device}, expected cpu$"):
-        ops.softmax(x)
+    q = softgate.Tensor(np.ones((2, 1, 8), np.float32)).to(device)
+    starts = softgate.Tensor(np.array([0, 2], np.int32)).to(device)
+    with pytest.raises(ValueError, match=rf"^attention: q is on {device}, expected cpu$"):
+        ops.attention(q, q, q, starts)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, "int32", "int64", "int8", "bool"])

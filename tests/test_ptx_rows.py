@@ -296,7 +296,7 @@ def test_pool(dtype, mode, vectors, hidden, nan):
     starts = a["cu_seqlens"]
     starts.flags.writeable = False
     fields = [
-        x, starts, out, np.int64(4), np.int64(hidden), stride(x), stride(out),
+        x, starts, out, *map(np.int64, (len(x), 4, hidden)), stride(x), stride(out),
         np.int32(["mean", "cls", "max", "last"].index(mode)),
     ]  # fmt: skip
     width = 16 // out.itemsize if vectors else 1

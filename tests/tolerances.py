@@ -131,6 +131,15 @@ def norm_scale(x, residual, weight, bias=None, *, eps, center):
     return scale if bias is None else scale + np.abs(bias)
 
 
+def embedding_scale(ids, tables, norm_weight=None, norm_bias=None, *, eps=1e-12):
+    size = reference.embedding(ids, [np.abs(table) for table in tables])
+    if norm_weight is None:
+        return size
+    total = reference.embedding(ids, tables)
+    rounded = size - np.abs(total)  # what cancelled in the sum keeps its rounding error
+    return norm_scale(total, rounded, norm_weight, norm_bias, eps=eps, center=True)
+
+
 def softmax_scale(x, expected):
     """The exponent x - max(x) carries an error relative to its size into each result."""
     x = np.asarray(x, dtype=np.float64)

@@ -27,23 +27,27 @@ __device__ __forceinline__ TableRows<T> table_rows(const EmbeddingArgs<T>& args,
   return rows;
 }
 
-// The sum of the rows at a column, added from the first to the last; NaN when a row is missing.
+// Of a row at a column; NaN when the row is missing.
+template <int kWidth, class T>
+__device__ __forceinline__ Vec<float, kWidth> values_of(const T* row, std::int64_t column) {
+  if (row != nullptr) return load_floats<kWidth>(row + column);
+  Vec<float, kWidth> values;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) values[j] = NAN;
+  return values;
+}
+
+// The sum of the rows at a column, added from the first to the last.
 template <int kWidth, class T>
 __device__ __forceinline__ Vec<float, kWidth> add_rows(const TableRows<T>& rows, int num_tables,
                                                        std::int64_t column) {
-  Vec<float, kWidth> total;
+  Vec<float, kWidth> total = values_of<kWidth>(rows.of[0], column);
 #pragma unroll
-  for (int t = 0; t < kMaxTables; ++t) {
+  for (int t = 1; t < kMaxTables; ++t) {
     if (t >= num_tables) break;
-    Vec<float, kWidth> values;
-    if (rows.of[t] != nullptr) {
-      values = load_floats<kWidth>(rows.of[t] + column);
-    } else {
+    const Vec<float, kWidth> values = values_of<kWidth>(rows.of[t], column);
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) values[j] = NAN;
-    }
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) total[j] = t == 0 ? values[j] : total[j] + values[j];
+    for (int j = 0; j < kWidth; ++j) total[j] += values[j];
   }
   return total;
 }

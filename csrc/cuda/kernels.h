@@ -8,6 +8,10 @@
 #include "core/half.h"
 #include "ops/add_norm.h"
 #include "ops/attention.h"
+#include "ops/embedding.h"
+#include "ops/normalize.h"
+#include "ops/pool.h"
+#include "ops/softmax.h"
 
 namespace softgate::cuda {
 
@@ -15,6 +19,10 @@ template <class T>
 struct Kernels {
   void (*add_norm)(const AddNormArgs<T>&, Stream);
   void (*attention)(const AttentionArgs<T>&, Stream);
+  void (*embedding)(const EmbeddingArgs<T>&, Stream);
+  void (*normalize)(const NormalizeArgs<T>&, Stream);
+  void (*pool)(const PoolArgs<T>&, Stream);
+  void (*softmax)(const SoftmaxArgs<T>&, Stream);
 };
 
 using KernelTables = std::tuple<Kernels<float>, Kernels<half>, Kernels<bfloat16>>;

@@ -8,6 +8,14 @@ template <class T>
 void add_norm(const AddNormArgs<T>&, Stream);
 template <class T>
 void attention(const AttentionArgs<T>&, Stream);
+template <class T>
+void embedding(const EmbeddingArgs<T>&, Stream);
+template <class T>
+void normalize(const NormalizeArgs<T>&, Stream);
+template <class T>
+void pool(const PoolArgs<T>&, Stream);
+template <class T>
+void softmax(const SoftmaxArgs<T>&, Stream);
 
 namespace {
 
@@ -16,6 +24,10 @@ constexpr Kernels<T> table() {
   return {
       .add_norm = add_norm<T>,
       .attention = attention<T>,
+      .embedding = embedding<T>,
+      .normalize = normalize<T>,
+      .pool = pool<T>,
+      .softmax = softmax<T>,
   };
 }
 

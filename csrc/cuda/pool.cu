@@ -13,9 +13,14 @@ struct Tokens {
   std::int64_t begin, end;
 };
 
-__device__ __forceinline__ Tokens pooled(PoolMode mode, std::int64_t begin, std::int64_t end) {
-  if (mode == PoolMode::cls) return {begin, min(begin + 1, end)};
-  if (mode == PoolMode::last) return {max(end - 1, begin), end};
+template <class T>
+__device__ __forceinline__ Tokens pooled_tokens(const PoolArgs<T>& args, std::int64_t sequence) {
+  // Nobody has checked the offsets.
+  std::int64_t begin = max(args.cu_seqlens[sequence], 0);
+  std::int64_t end = min(static_cast<std::int64_t>(args.cu_seqlens[sequence + 1]), args.tokens);
+  if (begin >= end) return {0, 0};
+  if (args.mode == PoolMode::cls) end = begin + 1;
+  if (args.mode == PoolMode::last) begin = end - 1;
   return {begin, end};
 }
 
@@ -28,7 +33,7 @@ __global__ void __launch_bounds__(kPoolThreads) pool_kernel(const PoolArgs<T> ar
   const std::int64_t sequence = blockIdx.x;
   const std::int64_t column =
       (static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * kWidth;
-  const Tokens tokens = pooled(args.mode, args.cu_seqlens[sequence], args.cu_seqlens[sequence + 1]);
+  const Tokens tokens = pooled_tokens(args, sequence);
   const Op op;
 
   Vec<float, kWidth> found;

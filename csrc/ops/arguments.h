@@ -19,9 +19,10 @@ void check_tensor(const char* op, const char* argument, const Tensor& tensor, DT
 // device other than the CPU.
 DType check_float(const char* op, const char* argument, const Tensor& tensor);
 
-// cu_seqlens: int32 [batch + 1], starting at 0, never falling, ending at `total`.
+// cu_seqlens: int32 [batch + 1], starting at 0, never falling, ending at `total`. The offsets are
+// only looked at on the CPU: fetching them would make the caller wait for the device.
 void check_cu_seqlens(const char* op, const char* argument, const Tensor& cu_seqlens,
-                      std::int64_t total);
+                      std::int64_t total, Device device = {});
 
 // An output: writable memory in which no two elements share a place.
 void check_writable(const char* op, const char* argument, const Tensor& tensor);

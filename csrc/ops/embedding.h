@@ -4,8 +4,9 @@
 //
 //   ids[t]: int32 or int64 [tokens]   tables[t]: [rows_t, hidden]   out: [tokens, hidden]
 //
-// The rows are added in the order of the tables. Every id is checked against its table before
-// anything is read.
+// The rows are added in the order of the tables, in float32, in which the norm runs too. Every id
+// is checked against its table before anything is read: on the CPU a wrong one is an error, on
+// another device, which nobody waits for, its token becomes NaN.
 #pragma once
 
 #include <optional>

@@ -3,7 +3,9 @@
 //   x: [total_tokens, hidden]   cu_seqlens: int32 [batch + 1]   out: [batch, hidden]
 //
 // mean and max run over the tokens of a sequence, cls takes its first, last its last. A sequence
-// without tokens gives zeros. NaN propagates through mean and max.
+// without tokens gives zeros. NaN propagates through mean and max. Sums are float32.
+//
+// On a device other than the CPU, offsets outside of x are taken as the nearest inside.
 #pragma once
 
 #include <optional>
@@ -20,7 +22,7 @@ struct PoolArgs {
   const T* x;
   const std::int32_t* cu_seqlens;
   T* out;
-  std::int64_t batch, hidden;
+  std::int64_t tokens, batch, hidden;
   std::int64_t x_stride, out_stride;  // elements between rows
   PoolMode mode;
 };

@@ -1,25 +1,27 @@
 #include "ops/softmax.h"
 
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
-#include "ops/arguments.h"
+#include "ops/dispatch.h"
 
 namespace softgate {
 
 Tensor softmax(const Tensor& x, std::optional<Tensor> out) {
-  check_tensor("softmax", "x", x, DType::float32, x.shape());
+  const DType dtype = check_float("softmax", "x", x);
+  const Device device = x.device();
   const Rows in = as_rows("softmax", "x", x);
-  const Tensor result = resolve_out("softmax", std::move(out), DType::float32, x.shape());
+  const Tensor result = resolve_out("softmax", std::move(out), dtype, x.shape(), device);
   check_overlap("softmax", result, "x", x, true);
   const Rows to = as_rows("softmax", "out", result);
   if (result.numel() == 0) return result;
-  cpu::kernels().softmax({
-      .x = x.data<float>(),
-      .out = result.data<float>(),
-      .rows = in.rows,
-      .columns = in.columns,
-      .x_stride = in.stride,
-      .out_stride = to.stride,
+  dispatch(dtype, [&]<class T>(T) {
+    const SoftmaxArgs<T> args{
+        .x = x.data<T>(),
+        .out = result.data<T>(),
+        .rows = in.rows,
+        .columns = in.columns,
+        .x_stride = in.stride,
+        .out_stride = to.stride,
+    };
+    run_kernel<T>(device, args, &cpu::Kernels::softmax, &cuda::Kernels<T>::softmax);
   });
   return result;
 }
