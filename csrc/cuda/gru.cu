@@ -10,7 +10,7 @@ struct GruPhase : GatePhase<0, 3, 4> {
   template <class T>
   static __device__ float start(const Place<T>& place, int slot) {
     if (slot != 2) return place.gate(slot == 3 ? 2 : slot);
-    const T* bias = place.direction.bias_hn;
+    const T* bias = place.direction.weights.bias_hn;
     return bias == nullptr ? 0.0f : static_cast<float>(bias[place.unit]);
   }
   template <class T>

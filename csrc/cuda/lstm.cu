@@ -17,7 +17,7 @@ struct LstmPhase : GatePhase<0, 4, 4> {
   }
   template <class T>
   static __device__ T* to(const Place<T>& place) {
-    return place.direction.weight_hr == nullptr ? place.out() : place.intermediate();
+    return place.direction.weights.weight_hr == nullptr ? place.out() : place.intermediate();
   }
 };
 
@@ -35,7 +35,7 @@ struct ProjectPhase : GatePhase<0, 1, 1> {
   }
   template <class T>
   static __device__ const T* weight(const Place<T>& place, int) {
-    return place.direction.weight_hr + place.unit * place.args.hidden_size;
+    return place.direction.weights.weight_hr + place.unit * place.args.hidden_size;
   }
   template <class T>
   static __device__ float start(const Place<T>&, int) {
@@ -52,7 +52,7 @@ struct ProjectPhase : GatePhase<0, 1, 1> {
 
 template <class T>
 void lstm(const RecurrentStepsArgs<T>& args, Stream stream) {
-  if (args.direction[0].weight_hr == nullptr)
+  if (args.direction[0].weights.weight_hr == nullptr)
     run_steps<T, LstmPhase>(args, stream);
   else
     run_steps<T, LstmPhase, ProjectPhase>(args, stream);

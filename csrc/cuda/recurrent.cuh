@@ -122,7 +122,7 @@ struct GatePhase {
   template <class T>
   static __device__ const T* weight(const Place<T>& place, int gate) {
     const std::int64_t row = (kFirstGate_ + gate) * place.args.hidden_size + place.unit;
-    return place.direction.weight_hh + row * place.args.output_size;
+    return place.direction.weights.weight_hh + row * place.args.output_size;
   }
   template <class T>
   static __device__ float start(const Place<T>& place, int slot) {

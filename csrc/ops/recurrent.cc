@@ -47,9 +47,11 @@ Directions parse_direction(const char* op, const std::string& text) {
 }
 
 void check_weight(const char* op, const char* argument, const std::string& layer,
-                  const RecurrentWeight& weight) {
-  check(weight.isa() == cpu::isa(), op, ": ", argument, " was packed for ", weight.isa(),
-        ", the ISA in use is ", cpu::isa());
+                  const RecurrentWeight& weight, Device device) {
+  check(weight.device() == device, op, ": ", argument, " is on ", name(weight.device()),
+        ", expected ", name(device));
+  check(device.kind != DeviceKind::cpu || weight.isa() == cpu::isa(), op, ": ", argument,
+        " was packed for ", weight.isa(), ", the ISA in use is ", cpu::isa());
   check(fits(layer, weight.kind()), op, ": ", argument, " is of kind ", name(weight.kind()),
         ", expected ",
         layer == "rnn"    ? "rnn_tanh or rnn_relu"
@@ -69,37 +71,22 @@ void check_pair(const char* op, const RecurrentWeight& forward, const RecurrentW
         sizes(reverse), ", expected equal ones");
 }
 
-// In which order sequences are taken and how many of them reach each step.
-struct Schedule {
-  std::vector<std::int32_t> order, active;
-
-  Schedule(const std::int32_t* cu_seqlens, std::int64_t batch)
-      : order(static_cast<std::size_t>(batch)) {
-    const auto length = [&](std::int32_t i) { return cu_seqlens[i + 1] - cu_seqlens[i]; };
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::int32_t a, std::int32_t b) { return length(a) > length(b); });
-    auto reaching = static_cast<std::int32_t>(batch);
-    for (std::int32_t step = 0;; ++step) {
-      while (reaching > 0 && length(order[static_cast<std::size_t>(reaching - 1)]) <= step)
-        --reaching;
-      if (reaching == 0) break;
-      active.push_back(reaching);
-    }
-  }
-};
+// What x, the states and the results are made of.
+DType element_type(const RecurrentWeight& weight) {
+  return weight.device().kind == DeviceKind::cpu ? DType::float32 : weight.dtype();
+}
 
 void check_input(const char* op, const Tensor& x, const RecurrentWeight& weight) {
-  check_type(x.dtype() == DType::float32, op, ": x has dtype ", name(x.dtype()),
-             ", expected float32");
+  const DType dtype = element_type(weight);
+  check_type(x.dtype() == dtype, op, ": x has dtype ", name(x.dtype()), ", expected ", name(dtype));
   check(x.dim() == 2 && x.size(1) == weight.input_size(), op, ": x has shape ",
         to_string(x.shape()), ", expected [any, ", weight.input_size(), "]");
 }
 
 // A state's shape is checked; strides between directions and rows are free.
 void check_state(const char* op, const char* argument, const std::optional<Tensor>& state,
-                 const Dims& shape) {
-  if (state) check_tensor(op, argument, *state, DType::float32, shape);
+                 const Tensor& x, const Dims& shape) {
+  if (state) check_tensor(op, argument, *state, x.dtype(), shape, x.device());
 }
 
 // The memory that a call works in; see RecurrentDirection.
@@ -129,6 +116,21 @@ void run(const RecurrentArgs& args) {
 
 }  // namespace
 
+RecurrentSchedule::RecurrentSchedule(const std::int32_t* cu_seqlens, std::int64_t batch)
+    : order(static_cast<std::size_t>(batch)) {
+  const auto length = [&](std::int32_t i) { return cu_seqlens[i + 1] - cu_seqlens[i]; };
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::int32_t a, std::int32_t b) { return length(a) > length(b); });
+  auto reaching = static_cast<std::int32_t>(batch);
+  for (std::int32_t step = 0;; ++step) {
+    while (reaching > 0 && length(order[static_cast<std::size_t>(reaching - 1)]) <= step)
+      --reaching;
+    if (reaching == 0) break;
+    active.push_back(reaching);
+  }
+}
+
 RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seqlens,
                           const std::vector<const RecurrentWeight*>& weights,
                           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
@@ -138,27 +140,36 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seql
   check(weights.size() == count, op, ": weights are ", weights.size(), " for direction '",
         direction, "', expected ", count);
   const RecurrentWeight& weight = *weights[0];
-  for (const RecurrentWeight* each : weights) check_weight(op, "weights", op, *each);
+  const Device device = x.device();
+  for (const RecurrentWeight* each : weights) check_weight(op, "weights", op, *each, device);
   check_pair(op, weight, *weights[count - 1]);
   check_input(op, x, weight);
-  check_cu_seqlens(op, "cu_seqlens", cu_seqlens, x.size(0));
+  check_tensor(op, "cu_seqlens", cu_seqlens, DType::int32, {-1}, device);
+  // The caller waits for the device here: how many steps there are decides what is launched.
+  const bool on_cpu = device.kind == DeviceKind::cpu;
+  const Tensor offsets = on_cpu ? cu_seqlens : copy_to(cu_seqlens, {}, DType::int32);
+  check_cu_seqlens(op, "cu_seqlens", offsets, x.size(0));
   const std::int64_t batch = cu_seqlens.size(0) - 1;
   const std::int64_t hidden = weight.hidden_size(), output = weight.output_size();
-  check_state(op, "h0", h0, {directions.count, batch, output});
-  check_state(op, "c0", c0, {directions.count, batch, hidden});
+  check_state(op, "h0", h0, x, {directions.count, batch, output});
+  check_state(op, "c0", c0, x, {directions.count, batch, hidden});
 
   RecurrentResult result;
   result.out =
-      resolve_out(op, std::move(out), DType::float32, {x.size(0), directions.count * output});
+      resolve_out(op, std::move(out), x.dtype(), {x.size(0), directions.count * output}, device);
   check_overlap(op, result.out, "x", x, false);
   check_overlap(op, result.out, "cu_seqlens", cu_seqlens, false);
   if (h0) check_overlap(op, result.out, "h0", *h0, false);
   if (c0) check_overlap(op, result.out, "c0", *c0, false);
-  result.h_n = Tensor::empty({directions.count, batch, output});
+  result.h_n = Tensor::empty({directions.count, batch, output}, x.dtype(), device);
   if (weight.kind() == RecurrentKind::lstm)
-    result.c_n = Tensor::empty({directions.count, batch, hidden});
+    result.c_n = Tensor::empty({directions.count, batch, hidden}, x.dtype(), device);
+  if (!on_cpu) {
+    run_on_device(x, offsets, weights, h0, c0, directions.reverse, result);
+    return result;
+  }
 
-  const Schedule schedule(cu_seqlens.data<std::int32_t>(), batch);
+  const RecurrentSchedule schedule(cu_seqlens.data<std::int32_t>(), batch);
   const std::int64_t width = cpu::kernels().panel_width;
   const std::int64_t blocks = (hidden + width - 1) / width;
   const std::int64_t row_bytes = blocks * slots_of(weight.kind()) * width * 4;
@@ -213,14 +224,15 @@ std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Te
                                                         const std::optional<Tensor>& c) {
   const std::string text = op;
   const std::string layer = text.substr(0, text.find('_'));
-  check_weight(op, "weight", layer, weight);
+  check_weight(op, "weight", layer, weight, x.device());
   check_input(op, x, weight);
   const std::int64_t batch = x.size(0);
-  check_tensor(op, "h", h, DType::float32, {batch, weight.output_size()});
-  check_state(op, "c", c, {batch, weight.hidden_size()});
-  const Tensor cu_seqlens = Tensor::empty({batch + 1}, DType::int32);
+  check_tensor(op, "h", h, x.dtype(), {batch, weight.output_size()}, x.device());
+  check_state(op, "c", c, x, {batch, weight.hidden_size()});
+  Tensor cu_seqlens = Tensor::empty({batch + 1}, DType::int32);
   auto* offsets = cu_seqlens.data<std::int32_t>();
   std::iota(offsets, offsets + batch + 1, 0);
+  if (x.device() != cu_seqlens.device()) cu_seqlens = copy_to(cu_seqlens, x.device(), DType::int32);
   const auto stacked = [](const Tensor& state) {
     return state.reshape({1, state.size(0), state.size(1)});
   };

@@ -87,13 +87,18 @@ struct RecurrentArgs {
 // What devices take: the steps, after linear has formed the inputs' part of all sums. Weights are
 // dense, gates in torch's order.
 template <class T>
-struct RecurrentStepsDirection {
-  const T* gates;      // [total_tokens, gates * hidden_size], W_ih x and the biases but for b_hn
+struct RecurrentRows {
   const T* weight_hh;  // [gates * hidden_size, output_size]
   const T* bias_hn;    // gru: [hidden_size], or null
   const T* weight_hr;  // [output_size, hidden_size], or null
-  const T *h0, *c0;    // [batch, output_size], [batch, hidden_size], or null
-  T* out;              // this direction's columns
+};
+
+template <class T>
+struct RecurrentStepsDirection {
+  const T* gates;  // [total_tokens, gates * hidden_size], W_ih x and the biases but for b_hn
+  RecurrentRows<T> weights;
+  const T *h0, *c0;  // [batch, output_size], [batch, hidden_size], or null
+  T* out;            // this direction's columns
   T *h_n, *c_n;
   // Working memory, [batch, hidden_size] in the order in which sequences are taken.
   float* carry;     // lstm: c; gru_reset_before: z
@@ -124,14 +129,14 @@ struct PanelArgs {
   std::int64_t depth;
 };
 
-// The weights of one direction of one layer in the layout that one ISA's kernels read. Immutable
-// and shared.
+// The weights of one direction of one layer in the layout that the kernels of their device read: on
+// the CPU the panels of one ISA, elsewhere rows. Immutable and shared.
 class RecurrentWeight {
  public:
   // weight_ih: float32 [gates * hidden, input], weight_hh: [gates * hidden, output], bias_ih and
   // bias_hh: [gates * hidden], weight_hr: [output, hidden], lstm only. Gates in torch's order:
   // i f g o, r z n. dtype, "float32", "bfloat16" or "int8" (a scale per column), is how weight_hh
-  // is stored.
+  // is stored on the CPU. On another device all are there, of one floating dtype, and stay in it.
   RecurrentWeight(const std::string& kind, const Tensor& weight_ih, const Tensor& weight_hh,
                   const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
                   const std::optional<Tensor>& weight_hr, const std::string& dtype);
@@ -144,14 +149,28 @@ class RecurrentWeight {
   std::int64_t hidden_size() const { return hidden_size_; }
   std::int64_t output_size() const { return output_size_; }
   DType dtype() const { return dtype_; }
-  const std::string& isa() const { return isa_; }
+  bool projects() const { return weight_hr_.has_value(); }
+  Device device() const { return weight_hh_.device(); }
+  const std::string& isa() const { return isa_; }  // empty but on the CPU
   std::size_t bytes() const;
-  RecurrentPanels panels() const;
+
+  RecurrentPanels panels() const;  // on the CPU
+  // Elsewhere: the inputs' product, its bias if there is one, and the steps' part.
+  const PackedWeight& input_weight() const { return *input_weight_; }
+  const std::optional<Tensor>& input_bias() const { return input_bias_; }
+  template <class T>
+  RecurrentRows<T> rows() const {
+    return {.weight_hh = weight_hh_.data<T>(),
+            .bias_hn = bias_hn_ ? bias_hn_->data<T>() : nullptr,
+            .weight_hr = weight_hr_ ? weight_hr_->data<T>() : nullptr};
+  }
 
  private:
   template <class Body>
   void for_each_panel(const Body& body) const;
   PanelArgs panel_args(std::int64_t panel, const Tensor& plain) const;
+  void pack_rows(const Tensor& weight_ih, const Tensor& weight_hh);
+  void add_biases();
   void pack_inputs(const Tensor& weight_ih);
   void pack_recurrent(const Tensor& weight_hh);
   void pack_biases();
@@ -166,6 +185,8 @@ class RecurrentWeight {
   Tensor weight_ih_, weight_hh_, bias_;
   std::optional<Tensor> scales_, bias_hn_;
   std::optional<PackedWeight> weight_hr_;
+  std::optional<PackedWeight> input_weight_;
+  std::optional<Tensor> input_bias_;
   std::optional<Tensor> bias_ih_given_, bias_hh_given_;
 };
 
@@ -175,6 +196,19 @@ struct RecurrentResult {
   Tensor out, h_n;
   std::optional<Tensor> c_n;  // lstm
 };
+
+// In which order sequences are taken and how many of them reach each step.
+struct RecurrentSchedule {
+  std::vector<std::int32_t> order, active;
+
+  RecurrentSchedule(const std::int32_t* cu_seqlens, std::int64_t batch);
+};
+
+// What a call with checked arguments does on a device other than the CPU. cu_seqlens is on the CPU.
+void run_on_device(const Tensor& x, const Tensor& cu_seqlens,
+                   const std::vector<const RecurrentWeight*>& weights,
+                   const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
+                   const bool (&reverse)[2], const RecurrentResult& result);
 
 // op is "rnn", "lstm" or "gru". weights: one, or for direction "bidirectional" two.
 RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seqlens,

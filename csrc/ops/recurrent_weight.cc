@@ -42,12 +42,6 @@ Tensor zeros(const Dims& shape) {
   return tensor;
 }
 
-Tensor copy(const Tensor& vector) {
-  Tensor result = Tensor::empty(vector.shape());
-  std::memcpy(result.raw(), vector.raw(), vector.bytes());
-  return result;
-}
-
 }  // namespace
 
 const char* name(RecurrentKind kind) {
@@ -65,10 +59,12 @@ RecurrentWeight::RecurrentWeight(const std::string& kind, const Tensor& weight_i
                                  const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
                                  const std::optional<Tensor>& bias_hh,
                                  const std::optional<Tensor>& weight_hr, const std::string& dtype)
-    : kind_(parse_kind(kind)), dtype_(parse_dtype(dtype)), isa_(cpu::isa()) {
+    : kind_(parse_kind(kind)), dtype_(parse_dtype(dtype)) {
   const char* op = "pack_recurrent";
   const int gates = gates_of(kind_);
-  check_tensor(op, "weight_ih", weight_ih, DType::float32, {-1, -1});
+  const Device device = weight_ih.device();
+  const DType given = check_float(op, "weight_ih", weight_ih);
+  check_tensor(op, "weight_ih", weight_ih, given, {-1, -1}, device);
   const std::int64_t rows = weight_ih.size(0);
   check(rows > 0 && rows % gates == 0 && weight_ih.size(1) > 0, op, ": weight_ih has shape ",
         to_string(weight_ih.shape()), ", expected ", gates, " * hidden_size rows for kind '", kind,
@@ -78,22 +74,56 @@ RecurrentWeight::RecurrentWeight(const std::string& kind, const Tensor& weight_i
   if (weight_hr) {
     check(kind_ == RecurrentKind::lstm, op, ": weight_hr is given for kind '", kind,
           "', expected it for 'lstm' only");
-    check_tensor(op, "weight_hr", *weight_hr, DType::float32, {-1, hidden_size_});
+    check_tensor(op, "weight_hr", *weight_hr, given, {-1, hidden_size_}, device);
     output_size_ = weight_hr->size(0);
     check(output_size_ > 0, op, ": weight_hr has no rows");
   }
-  check_tensor(op, "weight_hh", weight_hh, DType::float32, {rows, output_size_});
-  if (bias_ih) check_tensor(op, "bias_ih", *bias_ih, DType::float32, {rows});
-  if (bias_hh) check_tensor(op, "bias_hh", *bias_hh, DType::float32, {rows});
-
+  check_tensor(op, "weight_hh", weight_hh, given, {rows, output_size_}, device);
+  if (bias_ih) check_tensor(op, "bias_ih", *bias_ih, given, {rows}, device);
+  if (bias_hh) check_tensor(op, "bias_hh", *bias_hh, given, {rows}, device);
+  if (bias_ih) bias_ih_given_ = copy_to(*bias_ih, device, given);
+  if (bias_hh) bias_hh_given_ = copy_to(*bias_hh, device, given);
+  if (weight_hr) weight_hr_.emplace(*weight_hr);
+  if (device.kind != DeviceKind::cpu) {
+    check(dtype_ == DType::float32 || dtype_ == given, op, ": dtype is '", dtype, "' on ",
+          name(device), ", expected that of the weights, ", name(given));
+    dtype_ = given;
+    pack_rows(weight_ih, weight_hh);
+    return;
+  }
+  isa_ = cpu::isa();
   panel_width_ = cpu::kernels().panel_width;
   blocks_ = (hidden_size_ + panel_width_ - 1) / panel_width_;
-  if (bias_ih) bias_ih_given_ = copy(*bias_ih);
-  if (bias_hh) bias_hh_given_ = copy(*bias_hh);
   pack_inputs(weight_ih);
   pack_recurrent(weight_hh);
   pack_biases();
-  if (weight_hr) weight_hr_.emplace(*weight_hr);
+}
+
+void RecurrentWeight::pack_rows(const Tensor& weight_ih, const Tensor& weight_hh) {
+  input_weight_.emplace(weight_ih);
+  weight_hh_ = copy_to(weight_hh, weight_hh.device(), dtype_);
+  if (bias_ih_given_ || bias_hh_given_) add_biases();
+}
+
+// On the host, in float32.
+void RecurrentWeight::add_biases() {
+  const std::int64_t rows = gates_of(kind_) * hidden_size_;
+  const Tensor sum = zeros({rows}), recurrent = zeros({hidden_size_});
+  const auto add = [](const Tensor& from, std::int64_t first, const Tensor& to) {
+    for (std::int64_t i = 0; i < to.numel(); ++i)
+      to.data<float>()[i] += from.data<float>()[first + i];
+  };
+  if (bias_ih_given_) add(copy_to(*bias_ih_given_, {}, DType::float32), 0, sum);
+  if (bias_hh_given_) {
+    const Tensor hh = copy_to(*bias_hh_given_, {}, DType::float32);
+    const bool apart = kind_ == RecurrentKind::gru;
+    add(hh, 0, apart ? sum.slice(0, 0, 2 * hidden_size_) : sum);
+    if (apart) {
+      add(hh, 2 * hidden_size_, recurrent);
+      bias_hn_ = copy_to(recurrent, device(), dtype_);
+    }
+  }
+  input_bias_ = copy_to(sum, device(), dtype_);
 }
 
 // body(block, gate, first row of torch's gate, rows)
@@ -193,11 +223,15 @@ void RecurrentWeight::pack_biases() {
 }
 
 std::vector<std::pair<std::string, Tensor>> RecurrentWeight::unpack() const {
-  check(isa_ == cpu::isa(), "unpack: weight was packed for ", isa_, ", the ISA in use is ",
-        cpu::isa());
+  const bool on_cpu = device().kind == DeviceKind::cpu;
+  check(!on_cpu || isa_ == cpu::isa(), "unpack: weight was packed for ", isa_,
+        ", the ISA in use is ", cpu::isa());
+  const auto copy = [](const Tensor& tensor) {
+    return copy_to(tensor, tensor.device(), tensor.dtype());
+  };
   std::vector<std::pair<std::string, Tensor>> all;
-  all.emplace_back("weight_ih", unpack_inputs());
-  all.emplace_back("weight_hh", unpack_recurrent());
+  all.emplace_back("weight_ih", on_cpu ? unpack_inputs() : input_weight_->unpack());
+  all.emplace_back("weight_hh", on_cpu ? unpack_recurrent() : copy(weight_hh_));
   if (bias_ih_given_) all.emplace_back("bias_ih", copy(*bias_ih_given_));
   if (bias_hh_given_) all.emplace_back("bias_hh", copy(*bias_hh_given_));
   if (weight_hr_) all.emplace_back("weight_hr", weight_hr_->unpack());
@@ -206,10 +240,13 @@ std::vector<std::pair<std::string, Tensor>> RecurrentWeight::unpack() const {
 
 std::size_t RecurrentWeight::bytes() const {
   std::size_t sum = weight_ih_.bytes() + weight_hh_.bytes() + bias_.bytes();
-  for (const auto& part : {scales_, bias_hn_, bias_ih_given_, bias_hh_given_}) {
+  for (const auto& part : {scales_, bias_hn_, bias_ih_given_, bias_hh_given_, input_bias_}) {
     if (part) sum += part->bytes();
   }
-  return sum + (weight_hr_ ? weight_hr_->bytes() : 0);
+  for (const auto& part : {weight_hr_, input_weight_}) {
+    if (part) sum += part->bytes();
+  }
+  return sum;
 }
 
 RecurrentPanels RecurrentWeight::panels() const {
@@ -218,7 +255,7 @@ RecurrentPanels RecurrentWeight::panels() const {
           .weight_hh = weight_hh_.raw(),
           .scales = scales_ ? scales_->data<float>() : nullptr,
           .bias_hn = bias_hn_ ? bias_hn_->data<float>() : nullptr,
-          .weight_hr = weight_hr_ ? weight_hr_->panels() : nullptr};
+          .weight_hr = weight_hr_ ? weight_hr_->data<float>() : nullptr};
 }
 
 }  // namespace softgate
