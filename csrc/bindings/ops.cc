@@ -217,15 +217,27 @@ py::dict unpack(const RecurrentWeight& weight) {
   return arrays;
 }
 
+// What the layout of a weight hangs on.
+template <class Weight>
+std::string layout(const Weight& weight) {
+  return weight.device().kind == DeviceKind::cpu ? "isa=" + weight.isa()
+                                                 : "device=" + name(weight.device());
+}
+
+template <class Weight>
+std::optional<std::string> isa(const Weight& weight) {
+  return weight.device().kind == DeviceKind::cpu ? std::optional(weight.isa()) : std::nullopt;
+}
+
 std::string repr(const RecurrentWeight& weight) {
   return concat("RecurrentWeight(kind=", name(weight.kind()), ", input_size=", weight.input_size(),
                 ", hidden_size=", weight.hidden_size(), ", output_size=", weight.output_size(),
-                ", dtype=", name(weight.dtype()), ", isa=", weight.isa(), ")");
+                ", dtype=", name(weight.dtype()), ", ", layout(weight), ")");
 }
 
 std::string repr(const PackedWeight& weight) {
   return concat("PackedWeight(shape=(", weight.out_features(), ", ", weight.in_features(),
-                "), dtype=", name(weight.dtype()), ", isa=", weight.isa(), ")");
+                "), dtype=", name(weight.dtype()), ", ", layout(weight), ")");
 }
 
 }  // namespace
@@ -242,7 +254,9 @@ void register_ops(py::module_& m) {
       .def_property_readonly("dtype",
                              [](const PackedWeight& weight) { return name(weight.dtype()); })
       .def_property_readonly("nbytes", &PackedWeight::bytes)
-      .def_property_readonly("isa", &PackedWeight::isa)
+      .def_property_readonly("device",
+                             [](const PackedWeight& weight) { return name(weight.device()); })
+      .def_property_readonly("isa", &isa<PackedWeight>)
       .def("unpack", &PackedWeight::unpack, py::call_guard<ReleasedGil>())
       .def("__repr__", py::overload_cast<const PackedWeight&>(&repr));
 
@@ -255,7 +269,9 @@ void register_ops(py::module_& m) {
       .def_property_readonly("dtype",
                              [](const RecurrentWeight& weight) { return name(weight.dtype()); })
       .def_property_readonly("nbytes", &RecurrentWeight::bytes)
-      .def_property_readonly("isa", &RecurrentWeight::isa)
+      .def_property_readonly("device",
+                             [](const RecurrentWeight& weight) { return name(weight.device()); })
+      .def_property_readonly("isa", &isa<RecurrentWeight>)
       .def("unpack", &unpack)
       .def("__repr__", py::overload_cast<const RecurrentWeight&>(&repr));
 

@@ -9,8 +9,10 @@
 #include "ops/add_norm.h"
 #include "ops/attention.h"
 #include "ops/embedding.h"
+#include "ops/linear.h"
 #include "ops/normalize.h"
 #include "ops/pool.h"
+#include "ops/recurrent.h"
 #include "ops/softmax.h"
 
 namespace softgate::cuda {
@@ -20,8 +22,12 @@ struct Kernels {
   void (*add_norm)(const AddNormArgs<T>&, Stream);
   void (*attention)(const AttentionArgs<T>&, Stream);
   void (*embedding)(const EmbeddingArgs<T>&, Stream);
+  void (*gru)(const RecurrentStepsArgs<T>&, Stream);
+  void (*linear)(const LinearArgs<T>&, Stream);
+  void (*lstm)(const RecurrentStepsArgs<T>&, Stream);
   void (*normalize)(const NormalizeArgs<T>&, Stream);
   void (*pool)(const PoolArgs<T>&, Stream);
+  void (*rnn)(const RecurrentStepsArgs<T>&, Stream);
   void (*softmax)(const SoftmaxArgs<T>&, Stream);
 };
 

@@ -11,9 +11,17 @@ void attention(const AttentionArgs<T>&, Stream);
 template <class T>
 void embedding(const EmbeddingArgs<T>&, Stream);
 template <class T>
+void gru(const RecurrentStepsArgs<T>&, Stream);
+template <class T>
+void linear(const LinearArgs<T>&, Stream);
+template <class T>
+void lstm(const RecurrentStepsArgs<T>&, Stream);
+template <class T>
 void normalize(const NormalizeArgs<T>&, Stream);
 template <class T>
 void pool(const PoolArgs<T>&, Stream);
+template <class T>
+void rnn(const RecurrentStepsArgs<T>&, Stream);
 template <class T>
 void softmax(const SoftmaxArgs<T>&, Stream);
 
@@ -25,8 +33,12 @@ constexpr Kernels<T> table() {
       .add_norm = add_norm<T>,
       .attention = attention<T>,
       .embedding = embedding<T>,
+      .gru = gru<T>,
+      .linear = linear<T>,
+      .lstm = lstm<T>,
       .normalize = normalize<T>,
       .pool = pool<T>,
+      .rnn = rnn<T>,
       .softmax = softmax<T>,
   };
 }
