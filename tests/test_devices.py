@@ -12,6 +12,7 @@ import softgate
 from cases import (
     ADD_NORM,
     EMBEDDING,
+    LINEAR,
     NORMALIZE,
     POOL,
     POOLINGS,
@@ -19,6 +20,7 @@ from cases import (
     AddNormCase,
     Case,
     EmbeddingCase,
+    LinearCase,
     NormalizeCase,
     PoolCase,
     SoftmaxCase,
@@ -29,6 +31,7 @@ from tolerances import (
     assert_close,
     assert_same_bits,
     embedding_scale,
+    linear_scale,
     norm_scale,
     softmax_scale,
 )
@@ -50,6 +53,12 @@ OPS = {
         ADD_NORM, lambda **a: norm_scale(**a, center=False), lambda case: case.hidden, ("bias",)
     ),
     "embedding": Op(EMBEDDING, embedding_scale, lambda case: case.hidden if case.norm else 1),
+    "linear": Op(
+        # Large enough for the larger tiles (csrc/cuda/linear.cu).
+        [*LINEAR, LinearCase(40, 104, 8192), LinearCase(70, 104, 16384)],
+        lambda activation, **a: linear_scale(**a),
+        lambda case: case.in_features,
+    ),
     "normalize": Op(NORMALIZE, reference.normalize, lambda case: case.hidden),
     "pool": Op(
         POOL,
@@ -81,6 +90,8 @@ def run(op: str, case: Case, device: str, dtype: str, **results: Any) -> softgat
         name: on_device(value, device, dtype, layout)
         for name, value in arguments(op, case, dtype).items()
     }
+    if op == "linear":
+        given["weight"] = ops.pack(given["weight"])
     return getattr(ops, op)(**given, **results)
 
 
@@ -128,6 +139,51 @@ def test_same_bits_in_any_order_of_threads(device, op, case, order, monkeypatch)
     expected = fetched(run(op, case, device, "float32"))
     monkeypatch.setenv("SOFTGATE_SIMT_ORDER", order)
     assert_same_bits(fetched(run(op, case, device, "float32")), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [2, 15, 16, 17, 40])
+def test_a_row_of_linear_does_not_depend_on_the_others(device, rows, dtype):
+    a = LinearCase(rows, 136, 75, "silu", residual=True).arguments()
+    given = {name: on_device(value, device, dtype, "contiguous") for name, value in a.items()}
+    given["weight"] = ops.pack(given["weight"])
+    whole = fetched(ops.linear(**given))
+    for row in (0, rows // 2, rows - 1):
+        one = {name: given[name][row : row + 1] for name in ("x", "residual")}
+        assert_same_bits(fetched(ops.linear(**(given | one))), whole[row : row + 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_in_place_of_the_residual(device, dtype):
+    a = LinearCase(9, 24, 40, "gelu", residual=True).arguments()
+    given = {name: on_device(value, device, dtype, "contiguous") for name, value in a.items()}
+    given["weight"] = ops.pack(given["weight"])
+    expected = fetched(ops.linear(**given))
+    assert ops.linear(**given, out=given["residual"]) is given["residual"]
+    assert_same_bits(fetched(given["residual"]), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_weight(device, dtype):
+    array = rounded(np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32), dtype)
+    packed = ops.pack(on_device(array, device, dtype, "strided"))
+    assert (packed.device, packed.dtype, packed.shape, packed.isa) == (device, dtype, (5, 3), None)
+    assert packed.nbytes == 5 * 3 * (4 if dtype == "float32" else 2)
+    assert repr(packed) == f"PackedWeight(shape=(5, 3), dtype={dtype}, device={device})"
+    unpacked = packed.unpack()
+    assert (unpacked.device, unpacked.dtype) == (device, dtype)
+    assert_same_bits(fetched(unpacked), array)
+
+
+def test_weight_of_another_device_or_dtype(device):
+    x, weight = np.ones((2, 3), np.float32), softgate.Tensor(np.ones((5, 3), np.float32))
+    there = softgate.Tensor(x).to(device)
+    with pytest.raises(ValueError, match=rf"^linear: weight is on cpu, expected {device}$"):
+        ops.linear(there, ops.pack(weight))
+    with pytest.raises(ValueError, match=rf"^linear: weight is on {device}, expected cpu$"):
+        ops.linear(x, ops.pack(weight.to(device)))
+    with pytest.raises(TypeError, match=r"^linear: weight has dtype float16, expected float32$"):
+        ops.linear(there, ops.pack(weight.to(device, "float16")))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,8 +6,8 @@ import pytest
 from softgate import reference
 from tolerances import TOLERANCES, linear_scale
 
+NAMESPACE = "softgate::cuda::(anonymous namespace)::"
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu")  # as the enum numbers them
-EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 # Rows and columns of a block, threads, bytes of shared memory.
 TILES = {
@@ -62,7 +62,7 @@ def run(
     tile_rows, tile_columns, threads, shared_bytes = TILES[tile]
     kernel = ptx.kernel(
         "cuda/linear.cu",
-        f"linear_kernel<{ptx.ELEMENTS[dtype]}, {tile}, {str(aligned).lower()}>",
+        f"linear_kernel<{ptx.ELEMENTS[dtype]}, {NAMESPACE}{tile}, {str(aligned).lower()}>",
         arch,
     )
     strides = (array.strides[0] // out.itemsize for array in (a["x"], out, out))
@@ -83,13 +83,15 @@ def run(
     assert not result.warnings
     if gap:
         assert np.isnan(ptx.to_float64(out.base[:, out_features:], dtype)).all()
-    wide = {name: array if array is None else ptx.to_float64(array, dtype) for name, array in a.items()}
+    wide = {
+        name: array if array is None else ptx.to_float64(array, dtype) for name, array in a.items()
+    }
     expected = reference.linear(**wide, activation=activation)
     # Sums are as exact as float32's; the result rounds once more.
     sums = TOLERANCES["float32"]
     bound = sums.eps * (sums.fixed + sums.growth * np.sqrt(in_features)) * linear_scale(**wide)
     error = np.abs(ptx.to_float64(out, dtype) - expected)
-    assert (error <= bound + 0.5 * EPS[dtype] * np.abs(expected)).all()
+    assert (error <= bound + 0.5 * TOLERANCES[dtype].eps * np.abs(expected)).all()
     return out, result
 
 

@@ -152,9 +152,13 @@ py::object normalize(py::handle x, double eps, py::handle out) {
   return to_result(std::move(result), x, out);
 }
 
+bool on_cpu(const PackedWeight& weight) { return weight.device().kind == DeviceKind::cpu; }
+
 std::string repr(const PackedWeight& weight) {
   return concat("PackedWeight(shape=(", weight.out_features(), ", ", weight.in_features(),
-                "), dtype=", name(weight.dtype()), ", isa=", weight.isa(), ")");
+                "), dtype=", name(weight.dtype()),
+                on_cpu(weight) ? ", isa=" + weight.isa() : ", device=" + name(weight.device()),
+                ")");
 }
 
 }  // namespace
@@ -171,7 +175,12 @@ void register_ops(py::module_& m) {
       .def_property_readonly("dtype",
                              [](const PackedWeight& weight) { return name(weight.dtype()); })
       .def_property_readonly("nbytes", &PackedWeight::bytes)
-      .def_property_readonly("isa", &PackedWeight::isa)
+      .def_property_readonly("device",
+                             [](const PackedWeight& weight) { return name(weight.device()); })
+      .def_property_readonly("isa",
+                             [](const PackedWeight& weight) {
+                               return on_cpu(weight) ? std::optional(weight.isa()) : std::nullopt;
+                             })
       .def("unpack", &PackedWeight::unpack, py::call_guard<ReleasedGil>())
       .def("__repr__", &repr);
 

@@ -9,6 +9,7 @@
 #include "ops/add_norm.h"
 #include "ops/attention.h"
 #include "ops/embedding.h"
+#include "ops/linear.h"
 #include "ops/normalize.h"
 #include "ops/pool.h"
 #include "ops/softmax.h"
@@ -20,6 +21,7 @@ struct Kernels {
   void (*add_norm)(const AddNormArgs<T>&, Stream);
   void (*attention)(const AttentionArgs<T>&, Stream);
   void (*embedding)(const EmbeddingArgs<T>&, Stream);
+  void (*linear)(const LinearArgs<T>&, Stream);
   void (*normalize)(const NormalizeArgs<T>&, Stream);
   void (*pool)(const PoolArgs<T>&, Stream);
   void (*softmax)(const SoftmaxArgs<T>&, Stream);

@@ -8,10 +8,12 @@
 
 #include <type_traits>
 
+#include "core/check.h"
 #include "cuda/activation.cuh"
 #include "cuda/kernel.cuh"
 #include "cuda/launch.h"
 #include "cuda/ptx.cuh"
+#include "cuda/runtime.h"
 #include "cuda/vec.cuh"
 
 namespace softgate::cuda {
@@ -351,6 +353,10 @@ void start(const LinearArgs<T>& args, Stream stream) {
 
 template <class T>
 void linear(const LinearArgs<T>& args, Stream stream) {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    check(has_bfloat16_products(),
+          "linear: x is bfloat16, expected float32 or float16 on a card of "
+          "compute capability 7.5");
   if (!is_aligned<kVec<T>>(args.x, args.x_stride) ||
       !is_aligned<kVec<T>>(args.weight, args.in_features))
     start<MediumTile, false>(args, stream);

@@ -11,6 +11,8 @@ void attention(const AttentionArgs<T>&, Stream);
 template <class T>
 void embedding(const EmbeddingArgs<T>&, Stream);
 template <class T>
+void linear(const LinearArgs<T>&, Stream);
+template <class T>
 void normalize(const NormalizeArgs<T>&, Stream);
 template <class T>
 void pool(const PoolArgs<T>&, Stream);
@@ -25,6 +27,7 @@ constexpr Kernels<T> table() {
       .add_norm = add_norm<T>,
       .attention = attention<T>,
       .embedding = embedding<T>,
+      .linear = linear<T>,
       .normalize = normalize<T>,
       .pool = pool<T>,
       .softmax = softmax<T>,

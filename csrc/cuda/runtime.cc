@@ -189,6 +189,10 @@ void launch_graph(int device, Graph graph, Stream stream) {
 
 int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount, current_device()); }
 
+bool has_bfloat16_products() {
+  return attribute(cudaDevAttrComputeCapabilityMajor, current_device()) >= 8;
+}
+
 std::size_t max_shared_bytes() {
   return static_cast<std::size_t>(
       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, current_device()));

@@ -10,6 +10,7 @@ namespace softgate::cuda {
 
 int multiprocessors();
 std::size_t max_shared_bytes();  // of one block
+bool has_bfloat16_products();    // from compute capability 8.0 on
 
 // How many blocks of a kernel one multiprocessor holds at a time.
 int resident_blocks(const void* kernel, int threads, std::size_t shared_bytes);

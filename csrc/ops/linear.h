@@ -40,10 +40,11 @@ struct PackArgs {
   std::int64_t weight_stride;  // elements between rows
 };
 
-// A weight in the layout that one ISA's kernels read. Immutable and shared.
+// A weight in the layout that the kernels of its device read: on the CPU the panels of one ISA, of
+// float32, elsewhere rows without gaps, of any floating dtype. Immutable and shared.
 class PackedWeight {
  public:
-  // weight: float32 [out_features, in_features].
+  // weight: [out_features, in_features].
   explicit PackedWeight(const Tensor& weight);
 
   // The weight as given, bit for bit.
@@ -51,13 +52,17 @@ class PackedWeight {
 
   std::int64_t in_features() const { return in_features_; }
   std::int64_t out_features() const { return out_features_; }
-  DType dtype() const { return panels_.dtype(); }
-  std::size_t bytes() const { return panels_.bytes(); }
-  const std::string& isa() const { return isa_; }
-  const float* panels() const { return panels_.data<float>(); }
+  DType dtype() const { return packed_.dtype(); }
+  Device device() const { return packed_.device(); }
+  std::size_t bytes() const { return packed_.bytes(); }
+  const std::string& isa() const { return isa_; }  // empty but on the CPU
+  template <class T>
+  const T* data() const {
+    return packed_.data<T>();
+  }
 
  private:
-  Tensor panels_;
+  Tensor packed_;
   std::int64_t in_features_, out_features_;
   std::string isa_;
 };

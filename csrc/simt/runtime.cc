@@ -38,6 +38,7 @@ Clock::time_point& time(Event event) { return *static_cast<Clock::time_point*>(e
 }  // namespace
 
 int multiprocessors() { return simt::kMultiprocessors; }
+bool has_bfloat16_products() { return true; }
 std::size_t max_shared_bytes() { return simt::kMaxSharedBytes; }
 int resident_blocks(const void*, int, std::size_t) { return 1; }
 

@@ -140,7 +140,7 @@ def device_release_cached(device: str = "cuda") -> None: ...
 
 @final
 class PackedWeight:
-    """A weight in the layout that one ISA's `linear` reads; `softgate.ops.pack` makes it."""
+    """A weight in the layout that `linear` reads on its device; `softgate.ops.pack` makes it."""
 
     @property
     def in_features(self) -> int: ...
@@ -154,7 +154,11 @@ class PackedWeight:
     @property
     def nbytes(self) -> int: ...
     @property
-    def isa(self) -> str: ...
+    def device(self) -> str: ...
+    @property
+    def isa(self) -> str | None:
+        """The one whose kernels read it; None but on the CPU."""
+
     def unpack(self) -> Tensor:
         """The weight as it was given, `[out_features, in_features]`, bit for bit.
 

@@ -24,10 +24,10 @@ Pooling = Literal["mean", "cls", "max", "last"]
 
 
 def pack(weight: Array) -> PackedWeight:
-    """Lay out a weight for `linear` on the ISA in use.
+    """Lay out a weight for `linear` on its device, on the CPU for the ISA in use.
 
-    weight: float32 `[out_features, in_features]`; `PackedWeight.unpack()` gives it back bit for
-    bit.
+    weight: `[out_features, in_features]`, float32, or float16 or bfloat16 on a device other than
+    the CPU; `PackedWeight.unpack()` gives it back bit for bit.
     """
     return _core.pack(weight)
 
@@ -44,12 +44,13 @@ def linear(
     """`activation(x @ weight.T + bias) + residual`.
 
     x: `[..., in_features]`; bias: `[out_features]`; residual and the result:
-    `[..., out_features]`. All float32. "gelu" is the exact form with erf, "gelu_tanh" the
-    approximation of Hendrycks & Gimpel 2016. `out` may be `residual`, never `x`.
+    `[..., out_features]`; all of the weight's device and dtype. "gelu" is the exact form with erf,
+    "gelu_tanh" the approximation of Hendrycks & Gimpel 2016. `out` may be `residual`, never `x`.
 
     A row's result does not depend on the other rows or on the number of threads.
 
-    Raises ValueError on shapes that do not fit and when `weight` was packed for another ISA.
+    Raises ValueError on shapes that do not fit and when `weight` was packed for another ISA or
+    device.
     """
     return _core.linear(x, weight, bias, activation, residual, out)
 
