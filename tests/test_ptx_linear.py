@@ -83,7 +83,9 @@ def run(
     assert not result.warnings
     if gap:
         assert np.isnan(ptx.to_float64(out.base[:, out_features:], dtype)).all()
-    wide = {name: array if array is None else ptx.to_float64(array, dtype) for name, array in a.items()}
+    wide = {
+        name: array if array is None else ptx.to_float64(array, dtype) for name, array in a.items()
+    }
     expected = reference.linear(**wide, activation=activation)
     # Sums are as exact as float32's; the result rounds once more.
     sums = TOLERANCES["float32"]

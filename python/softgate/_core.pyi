@@ -167,7 +167,8 @@ class PackedWeight:
 
 @final
 class RecurrentWeight:
-    """The weights of one direction of a recurrent layer, in the layout that one ISA's kernels read.
+    """The weights of one direction of a recurrent layer, in the layout that the kernels of one ISA
+    or of a device read.
 
     `softgate.ops.pack_recurrent` makes it.
     """
@@ -189,7 +190,11 @@ class RecurrentWeight:
     @property
     def nbytes(self) -> int: ...
     @property
-    def isa(self) -> str: ...
+    def device(self) -> str: ...
+    @property
+    def isa(self) -> str | None:
+        """None on a device other than the CPU."""
+
     def unpack(self) -> dict[str, Tensor]:
         """What was packed, by `pack_recurrent`'s names, without what was not given.
 

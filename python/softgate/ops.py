@@ -47,8 +47,8 @@ def linear(
     """`activation(x @ weight.T + bias) + residual`.
 
     x: `[..., in_features]`; bias: `[out_features]`; residual and the result:
-    `[..., out_features]`. All of the weight's device and dtype. "gelu" is the exact form with erf, "gelu_tanh" the
-    approximation of Hendrycks & Gimpel 2016. `out` may be `residual`, never `x`.
+    `[..., out_features]`; all of the weight's device and dtype. "gelu" is the exact form with erf,
+    "gelu_tanh" the approximation of Hendrycks & Gimpel 2016. `out` may be `residual`, never `x`.
 
     A row's result does not depend on the other rows or on the number of threads.
 
@@ -190,16 +190,19 @@ def pack_recurrent(
     *,
     dtype: Literal["float32", "bfloat16", "int8"] = "float32",
 ) -> RecurrentWeight:
-    """Lay out the weights of one direction of a recurrent layer for the ISA in use.
+    """Lay out the weights of one direction of a recurrent layer for the ISA in use, or the device
+    that they are on.
 
-    In torch's shapes and gate order: weight_ih: float32 `[gates * hidden_size, input_size]`;
+    In torch's shapes and gate order: weight_ih: `[gates * hidden_size, input_size]`, float32 or, on
+    a device other than the CPU, also float16 or bfloat16, as all others;
     weight_hh: `[gates * hidden_size, output_size]`; bias_ih, bias_hh: `[gates * hidden_size]`;
     weight_hr, for "lstm" only: `[output_size, hidden_size]`. Without weight_hr, `output_size` is
     `hidden_size`. An RNN has one gate, an LSTM four (i, f, g, o), a GRU three (r, z, n): "gru"
     applies its reset gate after the product (torch; Keras' reset_after=True),
     "gru_reset_before" before it (Cho et al. 2014; ONNX's linear_before_reset=0).
 
-    `dtype` is how weight_hh is stored; everything else stays float32. "bfloat16" is rounded to
+    `dtype` is how weight_hh is stored on the CPU (on a device weights keep theirs, which is also that
+    of x, states and results); everything else stays float32. "bfloat16" is rounded to
     nearest even and computed with in float32. "int8" has a scale per column, and the state is
     quantised for every row and step, symmetrically, to its largest magnitude; a state with a NaN or
     an infinity gives NaN.
