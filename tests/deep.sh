@@ -13,7 +13,7 @@ variant() {
   rm -rf "${build:?}/$name"
   mkdir -p "$build/$name"
   cp -r python/softgate "$build/$name/"
-  rm -f "$build/$name"/softgate/_core*.so
+  rm -f "$build/$name"/softgate/_*.so
   cmake -G Ninja -S . -B "$build/$name-cmake" -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" \
     -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$build/$name/softgate" "$@" >/dev/null
   cmake --build "$build/$name-cmake"
@@ -35,6 +35,21 @@ mapfile -t without_torch < <(grep -L torch tests/test_*.py)
 PYTHONPATH=$build/asan ASAN_OPTIONS=detect_leaks=0 \
   LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so)" \
   python -m pytest -q --capture=sys "${without_torch[@]}"
+
+echo "== the CUDA backend for every card"
+variant cuda -DSOFTGATE_CUDA=on
+PYTHONPATH=$build/cuda pytest -q tests/test_cuda.py
+
+echo "== CUDA kernels on the CPU in other orders, and under the sanitizers"
+variant simt -DSOFTGATE_SIMT=ON
+for order in forward reverse 1 2; do
+  SOFTGATE_SIMT_ORDER=$order PYTHONPATH=$build/simt pytest -q --device simt
+done
+variant simt-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSOFTGATE_SIMT=ON \
+  -DSOFTGATE_SANITIZE=address,undefined
+PYTHONPATH=$build/simt-asan ASAN_OPTIONS=detect_leaks=0 \
+  LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so)" \
+  python -m pytest -q --capture=sys --device simt
 
 echo "== thread sanitizer, one minute"
 cmake --preset tsan -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" >/dev/null
