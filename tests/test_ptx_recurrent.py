@@ -13,7 +13,6 @@ from softgate import reference
 from tolerances import assert_close, recurrent_scales
 
 KINDS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")  # as the enum numbers them
-SOURCES = {kind: f"cuda/{kind.split('_')[0]}.cu" for kind in KINDS}
 RUNS = {"rnn": reference.rnn, "lstm": reference.lstm, "gru": reference.gru}
 
 # As cuda/recurrent.cuh has them.
@@ -52,9 +51,6 @@ class Layer:
 
     def chunks(self, depth: int) -> int:
         return -(-depth // CHUNK[self.dtype])
-
-    def kernel(self, name: str, arch: str) -> Any:
-        return ptx.kernel(SOURCES[self.kind], name, arch)
 
     @property
     def element(self) -> str:
@@ -157,8 +153,9 @@ class Launches:
         # ptxrun sees conflicts between blocks by the word, which two blocks may share rightly.
         if self.layer.dtype != "float32":
             options["check_global"] = False
+        source = "recurrent" if name.startswith("last") else self.layer.op
         report = ptx.launch(
-            self.layer.kernel(name, self.arch), grid, THREADS,
+            ptx.kernel(f"cuda/{source}.cu", name, self.arch), grid, THREADS,
             [*self.fields, *fields], shared_bytes=shared, **self.options, **options,
         )  # fmt: skip
         assert not report.errors, "\n".join(report.errors)

@@ -545,28 +545,13 @@ __global__ void __launch_bounds__(kStepThreads, 2) step_kernel(const StepArgs<T>
   });
 }
 
-// ---- What is left after the last step ----
-
-template <class T>
-__global__ void __launch_bounds__(kStepThreads)
-    last_states_kernel(const RecurrentStepsArgs<T> args) {
-  const int row = static_cast<int>(blockIdx.x), length = args.length[row];
-  Place<T> place{args, direction_of(args, blockIdx.y), args.first, args.length, length, row, 0};
-  const std::int64_t sequence = args.order[row];
-  for (int i = static_cast<int>(threadIdx.x); i < args.output_size; i += kStepThreads) {
-    place.unit = i;
-    place.direction.h_n[sequence * args.output_size + i] = static_cast<T>(place.h());
-  }
-  if (place.direction.c_n == nullptr) return;
-  for (int i = static_cast<int>(threadIdx.x); i < args.hidden_size; i += kStepThreads) {
-    place.unit = i;
-    place.direction.c_n[sequence * args.hidden_size + i] = static_cast<T>(place.c());
-  }
-}
-
 // ---- Launches ----
 
-// Bytes of shared memory, or 0 where depth or batch are too large at any size.
+// What is left after the last step: h_n and c_n.
+template <class T>
+void last_states(const RecurrentStepsArgs<T>& args, Stream stream);
+
+// Bytes of shared memory, or 0 where rows are too long for the registers.
 template <class T, class... Phases>
 std::size_t sequence_shared_bytes(const RecurrentStepsArgs<T>& args, int blocks) {
   if (std::max({chunks_of<T>(Phases::depth(args))...}) > kHeldChunks<T>) return 0;
@@ -612,13 +597,7 @@ void run_steps(const RecurrentStepsArgs<T>& args, Stream stream) {
       (run_phase(step_kernel<T, Phases>, Phases::units(args), Phases::depth(args)), ...);
     }
   }
-  if (args.batch > 0) {
-    launch(last_states_kernel<T>,
-           {.grid = dim3(static_cast<unsigned>(args.batch), directions),
-            .block = kStepThreads,
-            .stream = stream},
-           args);
-  }
+  last_states(args, stream);
 }
 
 }  // namespace softgate::cuda
