@@ -105,9 +105,15 @@ SG_INLINE const float* widen(BFloat16, const std::uint32_t* panel, std::int64_t 
   return slice;
 }
 
+SG_INLINE void prefetch_sums(const float* sums, std::int64_t rows, std::int64_t stride) {
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (int j = 0; j < kPanel; j += kLineFloats) __builtin_prefetch(sums + r * stride + j, 1, 3);
+}
+
 // Many rows and one panel, whose depth is cut so that a slice stays in L1 while rows pass over it.
 template <class Format>
-void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) {
+void add_many(const Operand& x, const Target& target, const Target& next_target,
+              std::int64_t sums_stride) {
   const auto* panel = static_cast<const typename Format::Element*>(target.panel);
   const std::int64_t slices = ceil_div(x.depth, kSliceDepth);
   const std::int64_t tiles = ceil_div(x.rows, kTileRows);
@@ -115,8 +121,9 @@ void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) 
     const std::int64_t k = part_begin(x.depth, slices, s);
     const std::int64_t depth = part_begin(x.depth, slices, s + 1) - k;
     const float* slice = widen(Format(), panel + k * Format::kRow, depth);
-    // The next slice, or the next panel: they follow each other.
-    const auto* next = reinterpret_cast<const float*>(panel + (k + depth) * Format::kRow);
+    const bool last = s + 1 == slices;
+    const auto* next = static_cast<const float*>(
+        last ? next_target.panel : static_cast<const void*>(panel + (k + depth) * Format::kRow));
     const std::int64_t lines =
         depth * Format::kRow * static_cast<std::int64_t>(sizeof *panel) / kLineBytes;
     const std::int64_t steps = max_int(1, depth / kPrefetchSteps) * tiles;
@@ -125,6 +132,9 @@ void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) 
       const std::int64_t row = part_begin(x.rows, tiles, t);
       with_rows(part_begin(x.rows, tiles, t + 1) - row, [&](auto tile) {
         float* sums = target.sums + row * sums_stride;
+        if (last)
+          prefetch_sums(next_target.sums + row * sums_stride,
+                        part_begin(x.rows, tiles, t + 1) - row, sums_stride);
         load(tile, sums, sums_stride);
         multiply(tile, x.a + row * x.stride + k, x.stride, slice, depth, ahead);
         store(tile, sums, sums_stride);
@@ -152,9 +162,10 @@ class FloatProduct {
  public:
   explicit FloatProduct(const Operand& x) : x_(x) {}
 
+  // Behind the last target stands the one after it, or the last again.
   void add(const Target* targets, int count, std::int64_t sums_stride) const {
     if (x_.rows > kFewRows) {
-      for (int i = 0; i < count; ++i) add_many<Format>(x_, targets[i], sums_stride);
+      for (int i = 0; i < count; ++i) add_many<Format>(x_, targets[i], targets[i + 1], sums_stride);
       return;
     }
     with_constant<kFewRows>(x_.rows, [&](auto rows) {
@@ -450,12 +461,14 @@ class Member {
       const std::int64_t group = step % 2 == 0 ? i : groups - 1 - i;
       const std::int64_t begin = blocks_.begin + group * at_once;
       const std::int64_t end = min_int(begin + at_once, blocks_.end);
-      Target targets[kPanelsAtOnce];
+      Target targets[kPanelsAtOnce + 1];
       int count = 0;
       for (std::int64_t block = begin; block < end; ++block)
         for (int gate = 0; gate < phase.gates; ++gate)
-          targets[count++] = target(block, phase.first_gate + gate,
-                                    sums(block, first_row) + (phase.first_slot + gate) * kPanel);
+          targets[count++] = target(phase, block, first_row, gate);
+      targets[count] = i + 1 < groups
+                           ? target(phase, step % 2 == 0 ? end : begin - at_once, first_row, 0)
+                           : targets[count - 1];
       product.add(targets, count, sums_stride());
       for (std::int64_t block = begin; block < end; ++block)
         phase.finish({.rows = rows,
@@ -467,13 +480,13 @@ class Member {
     }
   }
 
-  Target target(std::int64_t block, int gate, float* to) const {
-    const std::int64_t panel = block * gates_of(args_.kind) + gate;
+  Target target(const Phase& phase, std::int64_t block, std::int64_t first_row, int i) const {
+    const std::int64_t panel = block * gates_of(args_.kind) + phase.first_gate + i;
     const auto* weights = static_cast<const char*>(direction_.weights.weight_hh);
     const float* scales = direction_.weights.scales;
     return {.panel = weights + panel * panel_bytes_,
             .scales = scales ? scales + panel * kPanel : nullptr,
-            .sums = to};
+            .sums = sums(block, first_row) + (phase.first_slot + i) * kPanel};
   }
 
   void project_state(std::int64_t step) {
@@ -485,8 +498,8 @@ class Member {
       for (std::int64_t i = 0; i < args_.active[step]; ++i)
         clear(to + i * args_.state_stride, kPanel);
       const float* panel = direction_.weights.weight_hr + p * args_.hidden_size * kPanel;
-      const Target target{panel, nullptr, to};
-      product.add(&target, 1, args_.state_stride);
+      const Target targets[] = {{panel, nullptr, to}, {panel, nullptr, to}};
+      product.add(targets, 1, args_.state_stride);
     }
     write_out(step, {panels.begin * kPanel, min_int(panels.end * kPanel, args_.output_size)});
   }
