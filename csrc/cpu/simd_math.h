@@ -56,18 +56,13 @@ SG_INLINE vf exp_nonpositive(vf x) {
   return one[0];
 }
 
-// 2^x = scale * (1 + excess), for x in [-125, 125], without rounding to 1 what is close to it. x
-// becomes the excess.
+// e^x - 1 for x in [-ln 2 / 2, ln 2 / 2], to relative accuracy. Several vectors at once, as above.
 template <int N>
-SG_INLINE void split_pow2(vf (&x)[N], vf (&scale)[N]) {
-  // (2^r - 1) / r on [-1/2, 1/2], minimax.
-  constexpr float kCoefficients[] = {1.54035122e-4f, 1.33907353e-3f, 9.61823761e-3f,
-                                     5.55035733e-2f, 2.40226492e-1f, 6.93147182e-1f};
+SG_INLINE void exp_minus_1(vf (&x)[N]) {
+  // Times x: minimax.
+  constexpr float kCoefficients[] = {1.38825167e-03f, 8.36654752e-03f, 4.16672006e-02f,
+                                     1.66665435e-01f, 4.99999970e-01f, 1.0f};
   vf p[N];
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) scale[i] = round(x[i]);
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) x[i] = sub(x[i], scale[i]);
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) p[i] = set1(kCoefficients[0]);
 #pragma GCC unroll 16
@@ -77,48 +72,47 @@ SG_INLINE void split_pow2(vf (&x)[N], vf (&scale)[N]) {
   }
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) x[i] = mul(p[i], x[i]);
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) scale[i] = pow2(scale[i]);
 }
 
-template <int N>
-SG_INLINE void quotient(vf (&a)[N], const vf (&b)[N]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) a[i] = quotient(a[i], b[i]);
-}
-
-// 1 / (1 + e^-x), in [0, 1]; nothing cancels. Several vectors at once, as in exp_nonpositive.
+// e^x / (1 + e^x), to relative accuracy: nothing cancels. Exactly 0 below -88.
 template <int N>
 SG_INLINE void sigmoid(vf (&x)[N]) {
-  vf scale[N];
+  vf n[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = max(set1(-88.029f), min(set1(20.0f), x[i]));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) n[i] = round(mul(x[i], set1(1.44269504f)));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i)  // ln 2 in two parts, the first exact times n
+    x[i] = fma(n[i], set1(2.12194440e-4f), fma(n[i], set1(-0.693359375f), x[i]));
+  exp_minus_1(x);
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) {
-    const vf y = mul(x[i], set1(-1.44269504f));
-    x[i] = max(set1(-125.0f), min(set1(125.0f), y));
+    const vf scale = pow2(n[i]);
+    x[i] = fma(scale, x[i], scale);
   }
-  split_pow2(x, scale);
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) scale[i] = add(fma(scale[i], x[i], scale[i]), set1(1.0f));
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) x[i] = set1(1.0f);
-  quotient(x, scale);
+  for (int i = 0; i < N; ++i) x[i] = quotient(x[i], add(x[i], set1(1.0f)));
 }
 
-// (e^2x - 1) / (e^2x + 1), with e^2x - 1 to relative accuracy.
+// (e^2x - 1) / (e^2x + 1), to relative accuracy.
 template <int N>
 SG_INLINE void tanh(vf (&x)[N]) {
-  vf scale[N];
+  vf n[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = max(set1(-20.0f), min(set1(20.0f), add(x[i], x[i])));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) n[i] = round(mul(x[i], set1(1.44269504f)));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = fma(n[i], set1(-0.693147181f), x[i]);
+  exp_minus_1(x);
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) {
-    const vf y = mul(x[i], set1(2.0f * 1.44269504f));
-    x[i] = max(set1(-30.0f), min(set1(30.0f), y));
+    const vf scale = pow2(n[i]);
+    x[i] = fma(scale, x[i], sub(scale, set1(1.0f)));
   }
-  split_pow2(x, scale);
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) x[i] = fma(scale[i], x[i], sub(scale[i], set1(1.0f)));
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) scale[i] = add(x[i], set1(2.0f));
-  quotient(x, scale);
+  for (int i = 0; i < N; ++i) x[i] = quotient(x[i], add(x[i], set1(2.0f)));
 }
 
 SG_INLINE vf tanh(vf x) {
