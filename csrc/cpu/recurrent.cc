@@ -389,7 +389,7 @@ class Member {
     } else {
       gather(steps, own(rows));
     }
-    team_.wait();
+    team_.wait(member_);
     const int gates = gates_of(args_.kind);
     for (std::int64_t block = blocks_.begin; block < blocks_.end; ++block) {
       const std::int64_t panel = block * gates;
@@ -443,11 +443,11 @@ class Member {
         run_phase(phase, step, first_row, FloatProduct<Float32>(x), to);
       if (last)
         write_out(step, {blocks_.begin * kPanel, min_int(blocks_.end * kPanel, args_.hidden_size)});
-      team_.wait();
+      team_.wait(member_);
     }
     if (!projected) return;
     project_state(step);
-    team_.wait();
+    team_.wait(member_);
   }
 
   template <class Product>
