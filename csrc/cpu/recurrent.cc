@@ -23,6 +23,9 @@ constexpr std::int64_t kLineBytes = 64;
 // Multiply-adds per step and member that are worth a barrier.
 constexpr std::int64_t kMemberWork = 32 << 10;
 
+// Weights that stay in a core's own cache beside what else a step touches.
+constexpr std::int64_t kCachedBytes = 3 << 19;
+
 SG_INLINE std::int64_t part_begin(std::int64_t size, std::int64_t parts, std::int64_t i) {
   return size * i / parts;
 }
@@ -105,15 +108,9 @@ SG_INLINE const float* widen(BFloat16, const std::uint32_t* panel, std::int64_t 
   return slice;
 }
 
-SG_INLINE void prefetch_sums(const float* sums, std::int64_t rows, std::int64_t stride) {
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (int j = 0; j < kPanel; j += kLineFloats) __builtin_prefetch(sums + r * stride + j, 1, 3);
-}
-
 // Many rows and one panel, whose depth is cut so that a slice stays in L1 while rows pass over it.
 template <class Format>
-void add_many(const Operand& x, const Target& target, const Target& next_target,
-              std::int64_t sums_stride) {
+void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) {
   const auto* panel = static_cast<const typename Format::Element*>(target.panel);
   const std::int64_t slices = ceil_div(x.depth, kSliceDepth);
   const std::int64_t tiles = ceil_div(x.rows, kTileRows);
@@ -121,9 +118,8 @@ void add_many(const Operand& x, const Target& target, const Target& next_target,
     const std::int64_t k = part_begin(x.depth, slices, s);
     const std::int64_t depth = part_begin(x.depth, slices, s + 1) - k;
     const float* slice = widen(Format(), panel + k * Format::kRow, depth);
-    const bool last = s + 1 == slices;
-    const auto* next = static_cast<const float*>(
-        last ? next_target.panel : static_cast<const void*>(panel + (k + depth) * Format::kRow));
+    // The next slice, or the next panel: they follow each other.
+    const auto* next = reinterpret_cast<const float*>(panel + (k + depth) * Format::kRow);
     const std::int64_t lines =
         depth * Format::kRow * static_cast<std::int64_t>(sizeof *panel) / kLineBytes;
     const std::int64_t steps = max_int(1, depth / kPrefetchSteps) * tiles;
@@ -132,9 +128,6 @@ void add_many(const Operand& x, const Target& target, const Target& next_target,
       const std::int64_t row = part_begin(x.rows, tiles, t);
       with_rows(part_begin(x.rows, tiles, t + 1) - row, [&](auto tile) {
         float* sums = target.sums + row * sums_stride;
-        if (last)
-          prefetch_sums(next_target.sums + row * sums_stride,
-                        part_begin(x.rows, tiles, t + 1) - row, sums_stride);
         load(tile, sums, sums_stride);
         multiply(tile, x.a + row * x.stride + k, x.stride, slice, depth, ahead);
         store(tile, sums, sums_stride);
@@ -160,12 +153,16 @@ SG_INLINE void with_constant(std::int64_t n, const F& f) {
 template <class Format>
 class FloatProduct {
  public:
-  explicit FloatProduct(const Operand& x) : x_(x) {}
+  explicit FloatProduct(const Operand& x) : x_(x) {
+    // Other cores have just written most of it; many rows wait less for it.
+    for (std::int64_t r = 0; x.rows <= kFewRows && r < x.rows; ++r)
+      for (std::int64_t k = 0; k < x.depth; k += kLineFloats)
+        __builtin_prefetch(x.a + r * x.stride + k, 0, 3);
+  }
 
-  // Behind the last target stands the one after it, or the last again.
   void add(const Target* targets, int count, std::int64_t sums_stride) const {
     if (x_.rows > kFewRows) {
-      for (int i = 0; i < count; ++i) add_many<Format>(x_, targets[i], targets[i + 1], sums_stride);
+      for (int i = 0; i < count; ++i) add_many<Format>(x_, targets[i], sums_stride);
       return;
     }
     with_constant<kFewRows>(x_.rows, [&](auto rows) {
@@ -461,14 +458,11 @@ class Member {
       const std::int64_t group = step % 2 == 0 ? i : groups - 1 - i;
       const std::int64_t begin = blocks_.begin + group * at_once;
       const std::int64_t end = min_int(begin + at_once, blocks_.end);
-      Target targets[kPanelsAtOnce + 1];
+      Target targets[kPanelsAtOnce];
       int count = 0;
       for (std::int64_t block = begin; block < end; ++block)
         for (int gate = 0; gate < phase.gates; ++gate)
           targets[count++] = target(phase, block, first_row, gate);
-      targets[count] = i + 1 < groups
-                           ? target(phase, step % 2 == 0 ? end : begin - at_once, first_row, 0)
-                           : targets[count - 1];
       product.add(targets, count, sums_stride());
       for (std::int64_t block = begin; block < end; ++block)
         phase.finish({.rows = rows,
@@ -498,8 +492,8 @@ class Member {
       for (std::int64_t i = 0; i < args_.active[step]; ++i)
         clear(to + i * args_.state_stride, kPanel);
       const float* panel = direction_.weights.weight_hr + p * args_.hidden_size * kPanel;
-      const Target targets[] = {{panel, nullptr, to}, {panel, nullptr, to}};
-      product.add(targets, 1, args_.state_stride);
+      const Target target{panel, nullptr, to};
+      product.add(&target, 1, args_.state_stride);
     }
     write_out(step, {panels.begin * kPanel, min_int(panels.end * kPanel, args_.output_size)});
   }
@@ -607,12 +601,21 @@ void restore_panel(const PanelArgs& args) {
 void run_recurrent(const RecurrentArgs& args, const Cell& cell) {
   const std::int64_t blocks = ceil_div(args.hidden_size, kPanel);
   const std::int64_t rows = args.steps > 0 ? args.active[0] : 1;
-  const std::int64_t work =
-      rows * blocks * kPanel * gates_of(args.kind) * args.output_size / kMemberWork;
+  const std::int64_t panels = blocks * gates_of(args.kind);
+  const std::int64_t work = rows * panels * kPanel * args.output_size / kMemberWork;
   const auto members = static_cast<int>(max_int(1, min_int(blocks, work)));
-  parallel_teams(args.directions, members, [&](Team& team, int index, int member) {
-    Member(args, cell, args.direction[index], team, member).run();
-  });
+  const auto run = [&](Team& team, int direction, int member) {
+    Member(args, cell, args.direction[direction], team, member).run();
+  };
+  // Side by side, directions wait for fewer members; one after the other, a member has less to keep
+  // in its cache.
+  const std::int64_t bytes = panels * stored_panel_bytes(args.dtype, args.output_size);
+  if (bytes * args.directions <= kCachedBytes * num_threads()) {
+    parallel_teams(args.directions, members, run);
+  } else {
+    for (int i = 0; i < args.directions; ++i)
+      parallel_teams(1, members, [&](Team& team, int, int member) { run(team, i, member); });
+  }
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA
