@@ -15,9 +15,12 @@ void linear(const LinearArgs& args);
 namespace {
 
 // Up to so many rows one panel's accumulators are too few to hide the latency of an addition, and
-// several panels are multiplied at once.
+// several panels are multiplied at once: as many as there are registers for.
 constexpr int kFewRows = 3;
 constexpr int kPanelsAtOnce = 4;
+template <int Rows>
+constexpr int kPanelsFor = Rows == 1 || kLanes == 16 ? kPanelsAtOnce : 2;
+
 constexpr std::int64_t kLineBytes = 64;
 
 // Multiply-adds per step and member that are worth a barrier.
@@ -41,6 +44,30 @@ struct Operand {
   const float* a;  // [rows, depth]
   std::int64_t stride, rows, depth;
 };
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// Calls f with the Constant n, in [1, N].
+template <int N, class F>
+SG_INLINE void with_constant(std::int64_t n, const F& f) {
+  if constexpr (N > 1) {
+    if (n < N) return with_constant<N - 1>(n, f);
+  }
+  f(Constant<N>{});
+}
+
+// Calls f(Constant rows, Constant panels, first target) for groups of the targets.
+template <class F>
+SG_INLINE void for_few_rows(std::int64_t rows, const Target* targets, int count, const F& f) {
+  with_constant<kFewRows>(rows, [&](auto r) {
+    constexpr int kPanels = kPanelsFor<decltype(r)::value>;
+    for (int i = 0; i < count; i += kPanels)
+      with_constant<kPanels>(min_int(kPanels, count - i), [&](auto p) { f(r, p, targets + i); });
+  });
+}
 
 // How a panel of floating-point weights is stored.
 struct Float32 {
@@ -136,19 +163,6 @@ void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) 
   }
 }
 
-// Calls f with constants R and P for `rows` in [1, kFewRows] and `panels` in [1, kPanelsAtOnce].
-template <int N>
-struct Constant {
-  static constexpr int value = N;
-};
-template <int N, class F>
-SG_INLINE void with_constant(std::int64_t n, const F& f) {
-  if constexpr (N > 1) {
-    if (n < N) return with_constant<N - 1>(n, f);
-  }
-  f(Constant<N>{});
-}
-
 // The product of a state with panels of floating-point weights.
 template <class Format>
 class FloatProduct {
@@ -165,16 +179,18 @@ class FloatProduct {
       for (int i = 0; i < count; ++i) add_many<Format>(x_, targets[i], sums_stride);
       return;
     }
-    with_constant<kFewRows>(x_.rows, [&](auto rows) {
-      with_constant<kPanelsAtOnce>(count, [&](auto panels) {
-        add_few<Format, decltype(rows)::value, decltype(panels)::value>(x_, targets, sums_stride);
-      });
+    for_few_rows(x_.rows, targets, count, [&](auto rows, auto panels, const Target* group) {
+      add_few<Format, decltype(rows)::value, decltype(panels)::value>(x_, group, sums_stride);
     });
   }
 
  private:
   Operand x_;
 };
+
+// From values of at most `largest` to integers of at most 127; what is so small that the factor
+// would be infinite becomes zero.
+SG_INLINE float int8_factor(float largest) { return largest > 1e-36f ? 127.0f / largest : 0.0f; }
 
 // The product of a state with panels of int8 weights, exact in integers but for the rounding of
 // each row of the state to multiples of its largest magnitude / 127.
@@ -193,10 +209,8 @@ class Int8Product {
 
   void add(const Target* targets, int count, std::int64_t sums_stride) const {
     if (rows_ <= kFewRows) {
-      with_constant<kFewRows>(rows_, [&](auto rows) {
-        with_constant<kPanelsAtOnce>(count, [&](auto panels) {
-          add_tile<decltype(rows)::value, decltype(panels)::value>(0, targets, sums_stride);
-        });
+      for_few_rows(rows_, targets, count, [&](auto rows, auto panels, const Target* group) {
+        add_tile<decltype(rows)::value, decltype(panels)::value>(0, group, sums_stride);
       });
       return;
     }
@@ -224,7 +238,7 @@ class Int8Product {
     });
     const float bound = hmax(largest);
     const bool finite = sum(zeros) == 0.0f;
-    const vf factor = set1(bound > 0.0f ? 127.0f / bound : 0.0f);
+    const vf factor = set1(int8_factor(bound));
     DotElement* to = quantised_ + row * stride();
     std::int32_t total = 0;
     for (std::int64_t i = 0; i < depth_; i += kLanes) {
@@ -558,9 +572,9 @@ void store_int8(const PanelArgs& args) {
       if (magnitude > largest) largest = magnitude;
     }
     args.scales[j] = finite ? largest / 127.0f : __builtin_nanf("");
-    if (!finite || largest == 0.0f) continue;
+    if (!finite) continue;
     for (std::int64_t k = 0; k < args.depth; ++k) {
-      const float q = __builtin_rintf(args.panel[k * kPanel + j] * (127.0f / largest));
+      const float q = __builtin_rintf(args.panel[k * kPanel + j] * int8_factor(largest));
       stored[int8_place(k, j)] = static_cast<std::uint8_t>(static_cast<int>(q) + kDotOffset);
     }
   }
