@@ -636,9 +636,12 @@ RECURRENT = [
         for lengths in ((2,), (2,) * 15)
     ),
     *(
-        RecurrentCase(kind, (300, 40, 200), hidden_size=65, direction="bidirectional")
+        RecurrentCase(kind, (500, 40, 400), hidden_size=65, direction="bidirectional")
         for kind in GATES
     ),
+    RecurrentCase("rnn_tanh", (900, 40, 700), hidden_size=200),
+    *(RecurrentCase(kind, RAGGED, hidden_size=200, direction="bidirectional") for kind in GATES),
+    RecurrentCase("lstm", RAGGED, 5, 200, 100, "bidirectional"),
     *(RecurrentCase(kind, (2000,), 3, 17) for kind in GATES),
     # layouts
     *(
