@@ -633,13 +633,13 @@ RECURRENT = [
     *(
         RecurrentCase(kind, lengths, 300, 530)
         for kind in ("rnn_tanh", "lstm", "gru", "gru_reset_before")
-        for lengths in ((2,), (2,) * 15)
+        for lengths in ((2,), (2, *(1,) * 14))
     ),
     *(
-        RecurrentCase(kind, (500, 40, 400), hidden_size=65, direction="bidirectional")
-        for kind in GATES
+        RecurrentCase(kind, (250, 40, 200), hidden_size=130, direction=direction)
+        for kind, direction in zip(("gru", "gru_reset_before", "lstm"), DIRECTIONS, strict=True)
     ),
-    RecurrentCase("rnn_tanh", (900, 40, 700), hidden_size=200),
+    RecurrentCase("rnn_tanh", (300, 200), hidden_size=530),
     *(RecurrentCase(kind, RAGGED, hidden_size=200, direction="bidirectional") for kind in GATES),
     RecurrentCase("lstm", RAGGED, 5, 200, 100, "bidirectional"),
     *(RecurrentCase(kind, (2000,), 3, 17) for kind in GATES),
