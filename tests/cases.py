@@ -595,10 +595,16 @@ DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 RECURRENT = [
     *(RecurrentCase(kind, (3, 5), hidden_size=n) for kind in GATES for n in LENGTHS),
-    *(RecurrentCase(kind, (3, 5), n) for kind in GATES for n in (1, 8, 33)),
-    *(RecurrentCase("lstm", (3, 5), n) for n in LENGTHS),
-    *(RecurrentCase("lstm", (2,) * n) for n in BLOCK_ROWS),
-    *(RecurrentCase(kind, (2,) * n) for kind in GATES for n in (1, 2, 3, 4, 6, 7, 14, 15, 29)),
+    *(
+        RecurrentCase(kind, (3, 5), n)
+        for kind in GATES
+        for n in (LENGTHS if kind == "lstm" else (1, 8, 33))
+    ),
+    *(
+        RecurrentCase(kind, (2,) * n)
+        for kind in GATES
+        for n in (BLOCK_ROWS if kind == "lstm" else (1, 2, 3, 4, 6, 7, 14, 15, 29))
+    ),
     *(RecurrentCase(kind, (1,), hidden_size=1, input_size=1) for kind in GATES),
     *(RecurrentCase(kind, (1,) * 19, hidden_size=40) for kind in GATES),
     # directions, states, biases
