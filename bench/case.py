@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from bench.limits import Work
 
 Array = NDArray[Any]
 Inputs = dict[str, Any]
+
+ALIGNMENT = 16  # floats: a cache line
 
 KERNELS = ("linear", "attention", "add_norm", "embedding", "softmax", "pool", "normalize")
 MODELS = ("bert",)
@@ -88,5 +91,10 @@ def select(benches: tuple[str, ...], pattern: str) -> Iterator[tuple[str, Case]]
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
-    """Standard normal float32 values."""
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    """Standard normal float32 values, aligned as every engine's own tensors are."""
+    count = math.prod(shape)
+    buffer = np.empty(count + ALIGNMENT, np.float32)
+    first = -buffer.ctypes.data // buffer.itemsize % ALIGNMENT
+    array = buffer[first : first + count].reshape(shape)
+    np.random.default_rng(seed).standard_normal(dtype=np.float32, out=array)
+    return array

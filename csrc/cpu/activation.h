@@ -24,7 +24,7 @@ SG_INLINE vf gelu(vf x) {
   r = fma(r, t, set1(0.121785365f));
   r = fma(r, t, set1(0.118114516f));
   r = fma(r, t, set1(1.32162058e-5f));
-  const vf tail = mul(exp(mul(mul(a, a), set1(-0.5f))), r);
+  const vf tail = mul(exp_nonpositive(mul(mul(a, a), set1(-0.5f))), r);
   return sub(relu(x), mul(a, tail));
 }
 

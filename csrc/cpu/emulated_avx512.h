@@ -8,6 +8,7 @@
 #define _mm512_cvtps_epi32 softgate_cvtps_epi32
 #define _mm512_mask_storeu_ps softgate_mask_storeu_ps
 #define _mm512_maskz_loadu_ps softgate_maskz_loadu_ps
+#define _mm512_rcp14_ps(v) simde_mm512_div_ps(simde_mm512_set1_ps(1.0f), v)
 #define _mm512_shuffle_f32x4 simde_mm512_shuffle_f32x4
 #define _mm512_stream_ps simde_mm512_store_ps
 

@@ -68,6 +68,15 @@ Finish finish_for(Activation activation) {
   return nullptr;
 }
 
+// Rows of out lie pages apart, where the hardware does not prefetch.
+SG_INLINE void prefetch_out(const LinearArgs& args, std::int64_t first_row, std::int64_t rows,
+                            std::int64_t column) {
+  const std::int64_t end = min_int(args.out_features, column + kPanel);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t j = column; j < end; j += kLineFloats)
+      __builtin_prefetch(args.out + (first_row + r) * args.out_stride + j, 1, 3);
+}
+
 struct Blocking {
   std::int64_t row_tiles;   // of at most kTileRows rows
   std::int64_t row_blocks;  // of row tiles
@@ -99,11 +108,13 @@ void run_task(const LinearArgs& args, const Blocking& blocking, Finish finish, s
       const bool last = p + 1 == panel_end && s + 1 == blocking.slices;
       Prefetch ahead{panel + (k + depth) * kPanel,
                      last ? 0 : static_cast<int>(ceil_div(lines, steps))};
+      const bool finishes = s + 1 == blocking.slices;
       for (std::int64_t t = tile_begin; t < tile_end; ++t) {
         const std::int64_t row = part_begin(args.rows, blocking.row_tiles, t);
-        const std::int64_t next_row = part_begin(args.rows, blocking.row_tiles, t + 1);
-        with_rows(next_row - row, [&](auto tile) {
-          float* c = sums + (row - first_row) * kPanel;
+        const std::int64_t tile_rows = part_begin(args.rows, blocking.row_tiles, t + 1) - row;
+        float* c = sums + (row - first_row) * kPanel;
+        if (finishes) prefetch_out(args, row, tile_rows, p * kPanel);
+        with_rows(tile_rows, [&](auto tile) {
           if (s == 0)
             clear(tile);
           else
@@ -112,9 +123,9 @@ void run_task(const LinearArgs& args, const Blocking& blocking, Finish finish, s
                    ahead);
           store(tile, c, kPanel);
         });
+        if (finishes) finish(args, c, row, tile_rows, p * kPanel);
       }
     }
-    finish(args, sums, first_row, rows, p * kPanel);
   }
 }
 

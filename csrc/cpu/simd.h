@@ -6,6 +6,7 @@
 //   it
 //                                  before what the thread does next
 //   set1 add sub mul div fma(a, b, c) = a * b + c, abs, sqrt
+//   quotient(a, b)                 a / b to one unit in the last place, for b in [1, 2^126)
 //   max, min                       return b when either operand is NaN
 //   round                          to nearest even
 //   scale2(x, n)                   x * 2^n for integral n, where x and the result are normal
@@ -16,6 +17,13 @@
 //   iota()                         0, 1, 2, ...
 //   sum, hmax                      over all lanes, in a fixed order
 //   transpose(rows)                of kLanes vectors
+//   load_bfloat16(p, low, high)    2 * kLanes values from words that hold value i in the lower half
+//                                  and value i + kLanes in the upper one
+//
+// Products of 8-bit integers: vi holds kLanes 32-bit sums.
+//   dot(sums, weights, x)          adds to each lane kDotDepth products of its own weights, which
+//                                  are stored plus kDotOffset, with the same kDotDepth elements x
+//   set1_int, to_float(vi)
 #pragma once
 
 #include <cstdint>

@@ -26,7 +26,7 @@ inline constexpr int kTileRows = 14;
 
 // Bytes of A that stay in L2 while panels pass, and depth of a panel slice that stays in L1.
 inline constexpr std::int64_t kRowBlockBytes = 512 * 1024;
-inline constexpr std::int64_t kSliceDepth = 384;
+inline constexpr std::int64_t kSliceDepth = 256;
 
 using vf = __m512;
 using vm = __mmask16;
@@ -44,6 +44,12 @@ SG_INLINE vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
 SG_INLINE vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 SG_INLINE vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 SG_INLINE vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
+// One step of Newton's on an estimate of 1 / b: a division takes several times as long.
+SG_INLINE vf quotient(vf a, vf b) {
+  const vf r = _mm512_rcp14_ps(b);
+  const vf q = _mm512_mul_ps(a, r);
+  return _mm512_fmadd_ps(_mm512_fnmadd_ps(q, b, a), r, q);
+}
 SG_INLINE vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 SG_INLINE vf max(vf a, vf b) { return _mm512_max_ps(a, b); }
 SG_INLINE vf min(vf a, vf b) { return _mm512_min_ps(a, b); }
@@ -84,6 +90,24 @@ SG_INLINE float hmax(vf v) {
   const __m128 a = _mm_max_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
   const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
   return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
+  const __m512i pairs = _mm512_loadu_si512(p);
+  low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+  high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+}
+
+using vi = __m512i;
+using DotElement = std::int8_t;
+inline constexpr int kDotDepth = 4;
+inline constexpr int kDotOffset = 128;  // vpdpbusd takes unsigned with signed
+
+SG_INLINE vi set1_int(std::int32_t x) { return _mm512_set1_epi32(x); }
+SG_INLINE vf to_float(vi v) { return _mm512_cvtepi32_ps(v); }
+SG_INLINE vi dot(vi sums, const std::uint8_t* weights, const DotElement* x) {
+  std::int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(weights), _mm512_set1_epi32(quad));
 }
 SG_INLINE void transpose(vf (&rows)[16]) {
   vf pairs[16], quads[16], octets[16];

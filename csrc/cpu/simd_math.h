@@ -56,22 +56,75 @@ SG_INLINE vf exp_nonpositive(vf x) {
   return one[0];
 }
 
-// 1 / (1 + e^-x), in [0, 1]; nothing cancels.
-SG_INLINE vf sigmoid(vf x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x)))); }
+// 2^x = scale * (1 + excess), for x in [-125, 125], without rounding to 1 what is close to it. x
+// becomes the excess.
+template <int N>
+SG_INLINE void split_pow2(vf (&x)[N], vf (&scale)[N]) {
+  // (2^r - 1) / r on [-1/2, 1/2], minimax.
+  constexpr float kCoefficients[] = {1.54035122e-4f, 1.33907353e-3f, 9.61823761e-3f,
+                                     5.55035733e-2f, 2.40226492e-1f, 6.93147182e-1f};
+  vf p[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) scale[i] = round(x[i]);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = sub(x[i], scale[i]);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) p[i] = set1(kCoefficients[0]);
+#pragma GCC unroll 16
+  for (int k = 1; k < 6; ++k) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) p[i] = fma(p[i], x[i], set1(kCoefficients[k]));
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = mul(p[i], x[i]);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) scale[i] = pow2(scale[i]);
+}
+
+template <int N>
+SG_INLINE void quotient(vf (&a)[N], const vf (&b)[N]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) a[i] = quotient(a[i], b[i]);
+}
+
+// 1 / (1 + e^-x), in [0, 1]; nothing cancels. Several vectors at once, as in exp_nonpositive.
+template <int N>
+SG_INLINE void sigmoid(vf (&x)[N]) {
+  vf scale[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
+    const vf y = mul(x[i], set1(-1.44269504f));
+    x[i] = max(set1(-125.0f), min(set1(125.0f), y));
+  }
+  split_pow2(x, scale);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) scale[i] = add(fma(scale[i], x[i], scale[i]), set1(1.0f));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = set1(1.0f);
+  quotient(x, scale);
+}
+
+// (e^2x - 1) / (e^2x + 1), with e^2x - 1 to relative accuracy.
+template <int N>
+SG_INLINE void tanh(vf (&x)[N]) {
+  vf scale[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
+    const vf y = mul(x[i], set1(2.0f * 1.44269504f));
+    x[i] = max(set1(-30.0f), min(set1(30.0f), y));
+  }
+  split_pow2(x, scale);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = fma(scale[i], x[i], sub(scale[i], set1(1.0f)));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) scale[i] = add(x[i], set1(2.0f));
+  quotient(x, scale);
+}
 
 SG_INLINE vf tanh(vf x) {
-  // Small arguments by an odd polynomial: 1 - 2 / (e^2x + 1) cancels there.
-  const vf a = abs(x);
-  const vf s = mul(x, x);
-  vf p = set1(-5.70498872745e-3f);
-  p = fma(p, s, set1(2.06390887954e-2f));
-  p = fma(p, s, set1(-5.37397155531e-2f));
-  p = fma(p, s, set1(1.33314422036e-1f));
-  p = fma(p, s, set1(-3.33332819422e-1f));
-  const vf small = fma(mul(p, s), x, x);
-  const vf large = sub(set1(1.0f), div(set1(2.0f), add(exp(add(a, a)), set1(1.0f))));
-  const vf with_sign = select(less(x, zero()), sub(zero(), large), large);
-  return select(less(a, set1(0.625f)), small, with_sign);
+  vf one[] = {x};
+  tanh(one);
+  return one[0];
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA
