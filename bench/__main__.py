@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m bench kernels` and `python -m bench models`."""
+"""Command line of the benchmarks: `python -m bench kernels`, `recurrent`, `models` and so on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 
 from bench import breakdown, exports, report, startup
 from bench.bench_bert import Bert
-from bench.case import KERNELS, MODELS, Case, select
+from bench.case import KERNELS, MODELS, RECURRENT, Case, select
 from bench.limits import ROOT, Limits, probe
 from bench.peers import ENGINES, missing_packages, version, workers
 from bench.runner import CaseResult, run_case
@@ -80,6 +80,18 @@ def kernels(pattern: str, output: Path, **settings: Any) -> None:
     results, limits = run(list(select(KERNELS, pattern)), output / "kernels.json", **settings)
     report.write_roofline(output / "kernels.png", results, limits)
     finish(results, output / "kernels")
+
+
+@main.command()
+@case_options
+def recurrent(pattern: str, output: Path, **settings: Any) -> None:
+    """Recurrent layers over whole sequences against every peer; JSON, bars and a table."""
+    cases = list(select(RECURRENT, pattern))
+    results, limits = run(cases, output / "recurrent.json", **settings)
+    report.write_bars(output / "recurrent.png", results, limits)
+    click.echo("\n".join(["", *report.table_lines(results, limits)]))
+    click.echo("\n".join(["", *report.group_lines(results, limits)]))
+    finish(results, output / "recurrent")
 
 
 @main.command()

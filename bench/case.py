@@ -18,6 +18,7 @@ Inputs = dict[str, Any]
 
 KERNELS = ("linear", "attention", "add_norm", "embedding", "softmax", "pool", "normalize")
 MODELS = ("bert",)
+RECURRENT = ("recurrent",)
 
 
 def as_numpy(output: Any) -> Array:
@@ -51,6 +52,15 @@ class Case(ABC):
     @property
     @abstractmethod
     def work(self) -> Work: ...
+
+    @property
+    def group(self) -> str:
+        """Cases of one group are summed up together."""
+        return ""
+
+    def tolerance_of(self, engine: str) -> float:
+        """For an engine that stores its weights in fewer bits, a wider one."""
+        return self.tolerance
 
     @abstractmethod
     def inputs(self) -> Inputs:
@@ -90,3 +100,8 @@ def select(benches: tuple[str, ...], pattern: str) -> Iterator[tuple[str, Case]]
 def normal(*shape: int, seed: int = 0) -> Array:
     """Standard normal float32 values."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def ragged(count: int) -> tuple[int, ...]:
+    """Lengths drawn evenly from 8 to 128, always the same ones."""
+    return tuple(int(n) for n in np.random.default_rng(0).integers(8, 129, size=count))
