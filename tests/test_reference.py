@@ -217,3 +217,82 @@ def test_attention_lse_and_weights(random):
     expected_lse = torch.logsumexp(scores, dim=-1)
     expected_lse[:, 1] = -torch.inf
     assert_equal(lse[:, 3:], expected_lse)
+
+
+RECURRENT = {
+    "rnn_tanh": (reference.rnn, torch.nn.RNN, {"nonlinearity": "tanh"}),
+    "rnn_relu": (reference.rnn, torch.nn.RNN, {"nonlinearity": "relu"}),
+    "lstm": (reference.lstm, torch.nn.LSTM, {}),
+    "lstm_projected": (reference.lstm, torch.nn.LSTM, {"proj_size": 3}),
+    "gru": (reference.gru, torch.nn.GRU, {}),
+}
+
+
+def torch_layer(make, input_size, hidden_size, **options):
+    layer = make(input_size, hidden_size, **options).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(0, 0.5)
+    return layer
+
+
+def direction_weight(layer, kind, suffix="_l0"):
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    state = {name: array.numpy() for name, array in layer.state_dict().items()}
+    return reference.RecurrentWeight(kind, *(state.get(name + suffix) for name in names))
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent(random, name, with_state, bias, direction):
+    """torch has no reverse direction alone: it is the second half of both."""
+    op, make, options = RECURRENT[name]
+    torch.manual_seed(3)
+    layer = torch_layer(make, 4, 5, bias=bias, bidirectional=direction != "forward", **options)
+    weights = [direction_weight(layer, name.removesuffix("_projected"))]
+    if direction != "forward":
+        weights.append(direction_weight(layer, weights[0].kind, "_l0_reverse"))
+    directions = {"forward": [0], "reverse": [1], "bidirectional": [0, 1]}[direction]
+
+    lengths = (3, 0, 7, 1)
+    x = random.standard_normal((sum(lengths), 4))
+    sizes = (options.get("proj_size", 5), 5)[: 2 if make is torch.nn.LSTM else 1]
+    first = [random.standard_normal((len(weights), len(lengths), size)) for size in sizes]
+    if not with_state:
+        first = [np.zeros_like(state) for state in first]
+
+    given = [state[directions] for state in first] if with_state else []
+    chosen = [weights[d] for d in directions]
+    out, *last = op(x, offsets(lengths), chosen, *given, direction=direction)
+    for b, (begin, end) in enumerate(itertools.pairwise(offsets(lengths))):
+        states = [tensor(state[:, b].copy()) for state in first]
+        if begin == end:
+            for actual, state in zip(last, states, strict=True):
+                assert_equal(actual[:, b], state[directions])
+            continue
+        hx = tuple(states) if make is torch.nn.LSTM else states[0]
+        with torch.no_grad():
+            expected, expected_last = layer(tensor(x[begin:end]), hx)
+        if make is not torch.nn.LSTM:
+            expected_last = (expected_last,)
+        halves = expected.reshape(end - begin, len(weights), -1)[:, directions]
+        assert_equal(out[begin:end], halves.reshape(end - begin, -1))
+        for actual, state in zip(last, expected_last, strict=True):
+            assert_equal(actual[:, b], state[directions])
+
+
+def test_gru_that_resets_before_the_product(random):
+    """torch lacks it: against the equations of Cho et al. 2014, written out."""
+    weights = [random.standard_normal(shape) for shape in ((15, 4), (15, 5), (15,), (15,))]
+    x, h = random.standard_normal(4), random.standard_normal(5)
+    actual = reference.gru_cell(x, reference.RecurrentWeight("gru_reset_before", *weights), h)
+    of_x, of_h, bias_x, bias_h = (tensor(array).reshape(3, 5, -1) for array in weights)
+
+    def gate(g, state):
+        return (of_x[g] @ tensor(x) + of_h[g] @ state + bias_x[g, :, 0]) + bias_h[g, :, 0]
+
+    r, z = (torch.sigmoid(gate(g, tensor(h))) for g in (0, 1))
+    n = torch.tanh(gate(2, r * tensor(h)))
+    assert_equal(actual, (1 - z) * n + z * tensor(h))

@@ -1,14 +1,15 @@
 """What every op means: one float64 NumPy function per op, written to be read.
 
 Names and arguments are those of `softgate.ops`, with two differences: everything is computed and
-returned in float64, and `linear` takes the plain weight. Nothing here is fast or saves memory, and
-nothing is checked.
+returned in float64, and weights are plain arrays (those of recurrent ops a `RecurrentWeight`).
+Nothing here is fast or saves memory, and nothing is checked.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -250,3 +251,153 @@ def normalize(x: ArrayLike, *, eps: float = 1e-12) -> Float64:
     x = _float64(x)
     norm = np.sqrt((x**2).sum(axis=-1, keepdims=True))  # [..., 1]
     return _float64(x / np.maximum(norm, eps))
+
+
+@dataclass(frozen=True)
+class RecurrentWeight:
+    """The weights of one direction of a recurrent layer, as `ops.pack_recurrent` takes them.
+
+    kind: "rnn_tanh", "rnn_relu", "lstm", "gru" or "gru_reset_before". weight_ih:
+    `[gates * hidden, input_size]`; weight_hh: `[gates * hidden, output_size]`; biases:
+    `[gates * hidden]`; weight_hr: `[output_size, hidden]` (lstm only; without it output_size is
+    hidden). Gates come in torch's order: lstm i f g o, gru r z n.
+    """
+
+    kind: str
+    weight_ih: ArrayLike
+    weight_hh: ArrayLike
+    bias_ih: ArrayLike | None = None
+    bias_hh: ArrayLike | None = None
+    weight_hr: ArrayLike | None = None
+
+    def of_input(self, x: ArrayLike) -> Float64:
+        """`[..., input_size]` to `[..., gates * hidden]`."""
+        return linear(x, self.weight_ih, self.bias_ih)
+
+    def of_state(self, h: ArrayLike) -> Float64:
+        """`[..., output_size]` to `[..., gates * hidden]`."""
+        return linear(h, self.weight_hh, self.bias_hh)
+
+
+def rnn_cell(x: ArrayLike, weight: RecurrentWeight, h: ArrayLike) -> Float64:
+    """One step (Elman 1990). x: `[..., input_size]`; h and the result: `[..., hidden]`."""
+    total = weight.of_input(x) + weight.of_state(h)
+    return _float64(np.tanh(total) if weight.kind == "rnn_tanh" else np.maximum(total, 0.0))
+
+
+def lstm_cell(
+    x: ArrayLike, weight: RecurrentWeight, h: ArrayLike, c: ArrayLike
+) -> tuple[Float64, Float64]:
+    """One step (Hochreiter & Schmidhuber 1997, projection of Sak et al. 2014).
+
+    x: `[..., input_size]`; h and the first result: `[..., output_size]`; c and the second:
+    `[..., hidden]`.
+    """
+    i, f, g, o = np.split(weight.of_input(x) + weight.of_state(h), 4, axis=-1)
+    c = _sigmoid(f) * _float64(c) + _sigmoid(i) * np.tanh(g)
+    h = _sigmoid(o) * np.tanh(c)
+    return (h if weight.weight_hr is None else linear(h, weight.weight_hr)), c
+
+
+def gru_cell(x: ArrayLike, weight: RecurrentWeight, h: ArrayLike) -> Float64:
+    """One step (Cho et al. 2014). x: `[..., input_size]`; h and the result: `[..., hidden]`.
+
+    The reset gate r acts on the state before its product in "gru_reset_before", as published, and
+    after it in "gru", as in cuDNN.
+    """
+    h = _float64(h)
+    r_x, z_x, n_x = np.split(weight.of_input(x), 3, axis=-1)
+    r_h, z_h, n_h = np.split(weight.of_state(h), 3, axis=-1)
+    r = _sigmoid(r_x + r_h)
+    z = _sigmoid(z_x + z_h)
+    if weight.kind == "gru":
+        n = np.tanh(n_x + r * n_h)
+    else:
+        n = np.tanh(n_x + np.split(weight.of_state(r * h), 3, axis=-1)[2])
+    return _float64((1.0 - z) * n + z * h)
+
+
+def rnn(
+    x: ArrayLike,
+    cu_seqlens: ArrayLike,
+    weights: RecurrentWeight | Sequence[RecurrentWeight],
+    h0: ArrayLike | None = None,
+    *,
+    direction: str = "forward",
+) -> tuple[Float64, Float64]:
+    """`rnn_cell` along every sequence of a packed batch.
+
+    x: `[total_tokens, input_size]`; cu_seqlens: `[batch + 1]`; weights: one, or a pair (forward,
+    reverse) when `direction` is "bidirectional". Returns out,
+    `[total_tokens, directions * output_size]`, and the last states, `[directions, batch,
+    output_size]`, shaped as the first ones h0 (zeros unless given). "reverse" runs from each
+    sequence's last token to its first.
+    """
+    out, (h_n,) = _along_sequences(rnn_cell, x, cu_seqlens, weights, [h0], direction)
+    return out, h_n
+
+
+def gru(
+    x: ArrayLike,
+    cu_seqlens: ArrayLike,
+    weights: RecurrentWeight | Sequence[RecurrentWeight],
+    h0: ArrayLike | None = None,
+    *,
+    direction: str = "forward",
+) -> tuple[Float64, Float64]:
+    """`gru_cell` along every sequence of a packed batch; shapes as in `rnn`."""
+    out, (h_n,) = _along_sequences(gru_cell, x, cu_seqlens, weights, [h0], direction)
+    return out, h_n
+
+
+def lstm(
+    x: ArrayLike,
+    cu_seqlens: ArrayLike,
+    weights: RecurrentWeight | Sequence[RecurrentWeight],
+    h0: ArrayLike | None = None,
+    c0: ArrayLike | None = None,
+    *,
+    direction: str = "forward",
+) -> tuple[Float64, Float64, Float64]:
+    """`lstm_cell` along every sequence of a packed batch; shapes as in `rnn`.
+
+    c0 and the third result, the last cell states: `[directions, batch, hidden]`.
+    """
+    out, (h_n, c_n) = _along_sequences(lstm_cell, x, cu_seqlens, weights, [h0, c0], direction)
+    return out, h_n, c_n
+
+
+def _along_sequences(
+    cell: Callable[..., Any],
+    x: ArrayLike,
+    cu_seqlens: ArrayLike,
+    weights: RecurrentWeight | Sequence[RecurrentWeight],
+    first: Sequence[ArrayLike | None],
+    direction: str,
+) -> tuple[Float64, list[Float64]]:
+    """Outputs and last states, one direction, one sequence and one token at a time."""
+    x, starts = _float64(x), np.asarray(cu_seqlens)
+    if isinstance(weights, RecurrentWeight):
+        weights = [weights]
+    strides = {"forward": [1], "reverse": [-1], "bidirectional": [1, -1]}[direction]
+    batch, output_size = len(starts) - 1, np.shape(weights[0].weight_hh)[1]
+    sizes = [output_size, _hidden_size(weights[0])]  # of h and c
+    states = [
+        np.zeros((len(strides), batch, size)) if state is None else _float64(state).copy()
+        for state, size in zip(first, sizes, strict=False)
+    ]
+    out = np.zeros((len(x), len(strides), output_size))
+    for d, stride in enumerate(strides):
+        for b in range(batch):
+            state = [s[d, b] for s in states]
+            for token in range(starts[b], starts[b + 1])[::stride]:
+                result = cell(x[token], weights[d], *state)
+                state = [result] if len(states) == 1 else list(result)
+                out[token, d] = state[0]
+            for s, last in zip(states, state, strict=True):
+                s[d, b] = last
+    return out.reshape(len(x), len(strides) * output_size), states
+
+
+def _hidden_size(weight: RecurrentWeight) -> int:
+    return int(np.shape(weight.weight_hh if weight.weight_hr is None else weight.weight_hr)[1])
