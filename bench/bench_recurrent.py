@@ -2,6 +2,7 @@
 
 softgate takes tokens without padding, sequence after sequence. The peers take steps first,
 `[longest, batch, hidden]`; a ragged batch in each way they offer, and the quicker one is timed.
+Padding is one of them as long as no ragged case is bidirectional: the reverse would start in it.
 """
 
 from __future__ import annotations
@@ -123,20 +124,34 @@ class Recurrent(Case):
             ],
         }
 
-    # The answer: tokens of a few sequences
-
     def checked(self) -> list[int]:
-        """Sequences from all over the batch."""
+        """Sequences from all over the batch, whose tokens make the answer."""
         count = min(CHECKED_SEQUENCES, len(self.lengths))
         return [int(i) for i in np.linspace(0, len(self.lengths) - 1, count)]
 
+    def reference(self, inputs: Inputs) -> Array:
+        from softgate import reference
+
+        # In float64 from the start: the reference would convert them at every token.
+        weights = [
+            reference.RecurrentWeight(
+                self.kind, **{name: array.astype(np.float64) for name, array in one.items()}
+            )
+            for one in inputs["weights"]
+        ]
+        x = self.from_packed(inputs["x"])
+        starts = np.cumsum([0, *(self.lengths[i] for i in self.checked())])
+        op = getattr(reference, LAYERS[self.kind].op)
+        out: Array = op(x, starts, weights, direction=self.direction)[0]
+        return out
+
     def from_packed(self, tokens: Any) -> Array:
-        """Of `[total_tokens, directions * hidden]`."""
+        """The answer in `[total_tokens, columns]`."""
         starts = np.cumsum([0, *self.lengths])
         return np.concatenate([as_numpy(tokens)[starts[i] : starts[i + 1]] for i in self.checked()])
 
     def from_padded(self, steps: Any) -> Array:
-        """Of `[longest, batch, directions * hidden]`."""
+        """The answer in `[longest, batch, directions * hidden]`."""
         return np.concatenate([as_numpy(steps)[: self.lengths[i], i] for i in self.checked()])
 
     def padded(self, inputs: Inputs) -> Array:
@@ -145,8 +160,6 @@ class Recurrent(Case):
         for i, tokens in enumerate(np.split(inputs["x"], inputs["cu_seqlens"][1:-1])):
             x[: len(tokens), i] = tokens
         return x
-
-    # Engines
 
     def softgate(self, inputs: Inputs) -> Call:
         return self._softgate(inputs, "float32")
