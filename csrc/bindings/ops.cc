@@ -13,6 +13,7 @@
 #include "ops/linear.h"
 #include "ops/normalize.h"
 #include "ops/pool.h"
+#include "ops/recurrent.h"
 #include "ops/softmax.h"
 
 namespace softgate::bindings {
@@ -152,6 +153,76 @@ py::object normalize(py::handle x, double eps, py::handle out) {
   return to_result(std::move(result), x, out);
 }
 
+RecurrentWeight pack_recurrent(const std::string& kind, py::handle weight_ih, py::handle weight_hh,
+                               py::handle bias_ih, py::handle bias_hh, py::handle weight_hr,
+                               const std::string& dtype) {
+  const char* op = "pack_recurrent";
+  const Tensor ih = to_tensor({op, "weight_ih"}, weight_ih);
+  const Tensor hh = to_tensor({op, "weight_hh"}, weight_hh);
+  const auto bias_ih_ = to_optional_tensor({op, "bias_ih"}, bias_ih);
+  const auto bias_hh_ = to_optional_tensor({op, "bias_hh"}, bias_hh);
+  const auto hr = to_optional_tensor({op, "weight_hr"}, weight_hr);
+  return without_gil([&] { return RecurrentWeight(kind, ih, hh, bias_ih_, bias_hh_, hr, dtype); });
+}
+
+const RecurrentWeight& to_recurrent_weight(const char* op, py::handle object) {
+  py::detail::make_caster<RecurrentWeight> caster;
+  if (!caster.load(object, false) || object.is_none()) {
+    check_type(false, op, ": weights has a ", Py_TYPE(object.ptr())->tp_name,
+               ", expected a RecurrentWeight (softgate.ops.pack_recurrent makes one)");
+  }
+  return py::detail::cast_op<const RecurrentWeight&>(caster);
+}
+
+py::tuple recurrent(const std::string& op, py::handle x, py::handle cu_seqlens,
+                    const py::list& weights, py::handle h0, py::handle c0,
+                    const std::string& direction, py::handle out) {
+  const char* name = op.c_str();
+  const Tensor x_ = to_tensor({name, "x"}, x);
+  const Tensor cu_seqlens_ = to_tensor({name, "cu_seqlens", "int32"}, cu_seqlens);
+  std::vector<const RecurrentWeight*> weights_;
+  for (const py::handle weight : weights) weights_.push_back(&to_recurrent_weight(name, weight));
+  const auto h0_ = to_optional_tensor({name, "h0"}, h0);
+  const auto c0_ = to_optional_tensor({name, "c0"}, c0);
+  auto out_ = to_optional_tensor({name, "out"}, out);
+  RecurrentResult result = without_gil([&] {
+    return softgate::recurrent(name, x_, cu_seqlens_, weights_, h0_, c0_, direction,
+                               std::move(out_));
+  });
+  py::object first = to_result(std::move(result.out), x, out);
+  py::object h_n = to_result(std::move(result.h_n), x, py::none());
+  if (!result.c_n) return py::make_tuple(std::move(first), std::move(h_n));
+  return py::make_tuple(std::move(first), std::move(h_n),
+                        to_result(*std::move(result.c_n), x, py::none()));
+}
+
+py::object recurrent_cell(const std::string& op, py::handle x, py::handle weight, py::handle h,
+                          py::handle c) {
+  const char* name = op.c_str();
+  const Tensor x_ = to_tensor({name, "x"}, x);
+  const RecurrentWeight& weight_ = to_recurrent_weight(name, weight);
+  const Tensor h_ = to_tensor({name, "h"}, h);
+  const auto c_ = to_optional_tensor({name, "c"}, c);
+  auto [next_h, next_c] =
+      without_gil([&] { return softgate::recurrent_cell(name, x_, weight_, h_, c_); });
+  py::object first = to_result(std::move(next_h), x, py::none());
+  if (!next_c) return first;
+  return py::make_tuple(std::move(first), to_result(*std::move(next_c), x, py::none()));
+}
+
+py::dict unpack(const RecurrentWeight& weight) {
+  py::dict arrays;
+  for (auto& [name, tensor] : without_gil([&] { return weight.unpack(); }))
+    arrays[py::str(name)] = py::cast(std::move(tensor));
+  return arrays;
+}
+
+std::string repr(const RecurrentWeight& weight) {
+  return concat("RecurrentWeight(kind=", name(weight.kind()), ", input_size=", weight.input_size(),
+                ", hidden_size=", weight.hidden_size(), ", output_size=", weight.output_size(),
+                ", dtype=", name(weight.dtype()), ", isa=", weight.isa(), ")");
+}
+
 std::string repr(const PackedWeight& weight) {
   return concat("PackedWeight(shape=(", weight.out_features(), ", ", weight.in_features(),
                 "), dtype=", name(weight.dtype()), ", isa=", weight.isa(), ")");
@@ -173,7 +244,20 @@ void register_ops(py::module_& m) {
       .def_property_readonly("nbytes", &PackedWeight::bytes)
       .def_property_readonly("isa", &PackedWeight::isa)
       .def("unpack", &PackedWeight::unpack, py::call_guard<ReleasedGil>())
-      .def("__repr__", &repr);
+      .def("__repr__", py::overload_cast<const PackedWeight&>(&repr));
+
+  py::class_<RecurrentWeight>(m, "RecurrentWeight", py::is_final())
+      .def_property_readonly("kind",
+                             [](const RecurrentWeight& weight) { return name(weight.kind()); })
+      .def_property_readonly("input_size", &RecurrentWeight::input_size)
+      .def_property_readonly("hidden_size", &RecurrentWeight::hidden_size)
+      .def_property_readonly("output_size", &RecurrentWeight::output_size)
+      .def_property_readonly("dtype",
+                             [](const RecurrentWeight& weight) { return name(weight.dtype()); })
+      .def_property_readonly("nbytes", &RecurrentWeight::bytes)
+      .def_property_readonly("isa", &RecurrentWeight::isa)
+      .def("unpack", &unpack)
+      .def("__repr__", py::overload_cast<const RecurrentWeight&>(&repr));
 
   m.def("pack", &pack, arg("weight"));
   m.def("linear", &linear, arg("x"), arg("weight"), arg("bias"), arg("activation"), arg("residual"),
@@ -187,6 +271,11 @@ void register_ops(py::module_& m) {
         arg("out"), arg("sum_out"));
   m.def("embedding", &embedding, arg("ids"), arg("tables"), arg("norm_weight"), arg("norm_bias"),
         arg("eps"), arg("out"));
+  m.def("pack_recurrent", &pack_recurrent, arg("kind"), arg("weight_ih"), arg("weight_hh"),
+        arg("bias_ih"), arg("bias_hh"), arg("weight_hr"), arg("dtype"));
+  m.def("recurrent", &recurrent, arg("op"), arg("x"), arg("cu_seqlens"), arg("weights"), arg("h0"),
+        arg("c0"), arg("direction"), arg("out"));
+  m.def("recurrent_cell", &recurrent_cell, arg("op"), arg("x"), arg("weight"), arg("h"), arg("c"));
   m.def("softmax", &softmax, arg("x"), arg("out"));
   m.def("pool", &pool, arg("x"), arg("cu_seqlens"), arg("mode"), arg("out"));
   m.def("normalize", &normalize, arg("x"), arg("eps"), arg("out"));

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <string_view>
 #include <system_error>
@@ -88,6 +89,8 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return threads_; }
+  // Threads there really are, the caller's among them.
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   void run(std::int64_t chunks, std::int64_t count, std::int64_t grain, Body body, void* context) {
     job_ = {body, context, chunks, count, grain};
@@ -225,6 +228,92 @@ class PoolLease {
   const bool held_;
 };
 
+using TeamBody = void (*)(void*, Team&, int, int);
+
+struct TeamBroken {};  // ends the members of teams in which another one threw
+
+// A barrier that counts arrivals; the last one starts the next phase.
+class Barrier : public Team {
+ public:
+  explicit Barrier(int size) : Team(size) {}
+
+  void arrive() {
+    const std::uint32_t phase = phase_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
+      arrived_.store(0, std::memory_order_relaxed);
+      next_phase();
+    } else {
+      Spinner spinner;
+      while (!broken_.load(std::memory_order_relaxed) &&
+             phase_.load(std::memory_order_acquire) == phase)
+        if (!spinner.again()) phase_.wait(phase, std::memory_order_acquire);
+    }
+    if (broken_.load(std::memory_order_relaxed)) throw TeamBroken();
+  }
+
+  void break_up() {
+    broken_.store(true);
+    next_phase();
+  }
+
+ private:
+  void next_phase() {
+    phase_.fetch_add(1);
+    phase_.notify_all();
+  }
+
+  alignas(kCacheLine) std::atomic<int> arrived_{0};
+  alignas(kCacheLine) std::atomic<std::uint32_t> phase_{0};
+  std::atomic<bool> broken_{false};
+};
+
+// The teams of one call on a pool.
+class Teams {
+ public:
+  Teams(int teams, int members, int threads, TeamBody body, void* context)
+      : teams_(teams),
+        groups_(threads >= teams ? teams : 1),
+        members_(std::min(members, threads / groups_)),
+        body_(body),
+        context_(context) {
+    for (int i = 0; i < groups_; ++i) barriers_.emplace_back(members_);
+  }
+
+  void run(Pool& leased) {
+    const std::int64_t threads = groups_ * members_;
+    const auto chunk = [](void* self, std::int64_t begin, std::int64_t) {
+      static_cast<Teams*>(self)->run_member(static_cast<int>(begin));
+    };
+    // A thread that waits takes no further chunk, so each member gets a thread of its own.
+    leased.run(threads, threads, 1, chunk, this);
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  void run_member(int thread) noexcept {
+    const int group = thread / members_, member = thread % members_;
+    Team& team = barriers_[static_cast<std::size_t>(group)];
+    try {
+      if (groups_ == teams_) {
+        body_(context_, team, group, member);
+      } else {
+        for (int i = 0; i < teams_; ++i) body_(context_, team, i, member);
+      }
+    } catch (const TeamBroken&) {
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+      for (Barrier& barrier : barriers_) barrier.break_up();
+    }
+  }
+
+  const int teams_, groups_, members_;
+  const TeamBody body_;
+  void* const context_;
+  std::deque<Barrier> barriers_;
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;
+};
+
 int detect_threads() {
   const char* variable = std::getenv("SOFTGATE_NUM_THREADS");
   if (!variable || !*variable) return std::min(available_cpus(), kMaxThreads);
@@ -278,6 +367,23 @@ void parallel_run(std::int64_t count, std::int64_t grain, Body body, void* conte
   }
   for (std::int64_t begin = 0; begin < count; begin += std::min(grain, count - begin))
     body(context, begin, begin + std::min(grain, count - begin));
+}
+
+void Team::wait() {
+  if (size_ > 1) static_cast<Barrier*>(this)->arrive();
+}
+
+void run_teams(int teams, int members, TeamBody body, void* context) {
+  const int threads = num_threads();
+  if (threads > 1 && (teams > 1 || members > 1)) {
+    if (PoolLease lease; lease) {
+      Pool& leased = lease.get(threads);
+      Teams(teams, members, leased.size(), body, context).run(leased);
+      return;
+    }
+  }
+  Barrier alone(1);
+  for (int i = 0; i < teams; ++i) body(context, alone, i, 0);
 }
 
 void* scratch(std::size_t bytes) {

@@ -7,6 +7,7 @@
 #include "ops/linear.h"
 #include "ops/normalize.h"
 #include "ops/pool.h"
+#include "ops/recurrent.h"
 #include "ops/softmax.h"
 
 namespace softgate::cpu {
@@ -15,11 +16,17 @@ struct Kernels {
   void (*add_norm)(const AddNormArgs&);
   void (*attention)(const AttentionArgs&);
   void (*embedding)(const EmbeddingArgs&);
+  void (*gru)(const RecurrentArgs&);
   void (*linear)(const LinearArgs&);
+  void (*lstm)(const RecurrentArgs&);
   void (*normalize)(const NormalizeArgs&);
   void (*pack)(const PackArgs&);
   void (*pool)(const PoolArgs&);
+  void (*restore_panel)(const PanelArgs&);
+  void (*rnn)(const RecurrentArgs&);
   void (*softmax)(const SoftmaxArgs&);
+  void (*store_panel)(const PanelArgs&);
+  std::int64_t (*stored_panel_bytes)(DType, std::int64_t depth);
   void (*unpack)(const PackArgs&);
   int panel_width;  // columns of one packed panel (ops/linear.h)
 };

@@ -56,6 +56,9 @@ SG_INLINE vf exp_nonpositive(vf x) {
   return one[0];
 }
 
+// 1 / (1 + e^-x), in [0, 1]; nothing cancels.
+SG_INLINE vf sigmoid(vf x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x)))); }
+
 SG_INLINE vf tanh(vf x) {
   // Small arguments by an odd polynomial: 1 - 2 / (e^2x + 1) cancels there.
   const vf a = abs(x);

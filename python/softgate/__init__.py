@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from softgate._core import (
     PackedWeight,
+    RecurrentWeight,
     Tensor,
     isa,
     isas,
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PackedWeight",
+    "RecurrentWeight",
     "Tensor",
     "isa",
     "isas",

@@ -92,6 +92,38 @@ class PackedWeight:
         Raises ValueError when another ISA is in use.
         """
 
+@final
+class RecurrentWeight:
+    """The weights of one direction of a recurrent layer, in the layout that one ISA's kernels read.
+
+    `softgate.ops.pack_recurrent` makes it.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def output_size(self) -> int:
+        """Columns of `weight_hh`: the projection's size, else `hidden_size`."""
+
+    @property
+    def dtype(self) -> str:
+        """How `weight_hh` is stored."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def unpack(self) -> dict[str, Tensor]:
+        """What was packed, by `pack_recurrent`'s names, without what was not given.
+
+        Bit for bit, but for a `weight_hh` that was rounded to fewer bits. Raises ValueError when
+        another ISA is in use.
+        """
+
 def num_threads() -> int:
     """Threads a kernel may use: SOFTGATE_NUM_THREADS, else the CPUs this process may use."""
 
@@ -162,6 +194,28 @@ def embedding(
     eps: float,
     out: Array | None,
 ) -> SameArray: ...
+def pack_recurrent(
+    kind: str,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None,
+    bias_hh: Array | None,
+    weight_hr: Array | None,
+    dtype: str,
+) -> RecurrentWeight: ...
+def recurrent(
+    op: str,
+    x: SameArray,
+    cu_seqlens: Array,
+    weights: list[RecurrentWeight],
+    h0: Array | None,
+    c0: Array | None,
+    direction: str,
+    out: Array | None,
+) -> tuple[SameArray, ...]: ...
+def recurrent_cell(
+    op: str, x: SameArray, weight: RecurrentWeight, h: Array, c: Array | None
+) -> Any: ...
 def softmax(x: SameArray, out: Array | None) -> SameArray: ...
 def pool(x: SameArray, cu_seqlens: Array, mode: str, out: Array | None) -> SameArray: ...
 def normalize(x: SameArray, eps: float, out: Array | None) -> SameArray: ...

@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from softgate import _core
-from softgate._core import PackedWeight
+from softgate._core import PackedWeight, RecurrentWeight
 from softgate._typing import Array, SameArray
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu"]
 Pooling = Literal["mean", "cls", "max", "last"]
+RecurrentKind = Literal["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
+Direction = Literal["forward", "reverse", "bidirectional"]
+RecurrentWeights = RecurrentWeight | tuple[RecurrentWeight, RecurrentWeight]
 
 
 def pack(weight: Array) -> PackedWeight:
@@ -174,3 +177,141 @@ def normalize(x: SameArray, *, eps: float = 1e-12, out: Array | None = None) -> 
     x and the result: float32 `[..., hidden]`; `out` may be `x`.
     """
     return _core.normalize(x, eps, out)
+
+
+def pack_recurrent(
+    kind: RecurrentKind,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    weight_hr: Array | None = None,
+    *,
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32",
+) -> RecurrentWeight:
+    """Lay out the weights of one direction of a recurrent layer for the ISA in use.
+
+    In torch's shapes and gate order: weight_ih: float32 `[gates * hidden_size, input_size]`;
+    weight_hh: `[gates * hidden_size, output_size]`; bias_ih, bias_hh: `[gates * hidden_size]`;
+    weight_hr, for "lstm" only: `[output_size, hidden_size]`. Without weight_hr, `output_size` is
+    `hidden_size`. An RNN has one gate, an LSTM four (i, f, g, o), a GRU three (r, z, n): "gru"
+    applies its reset gate after the product (torch; Keras' reset_after=True),
+    "gru_reset_before" before it (Cho et al. 2014; ONNX's linear_before_reset=0).
+
+    `dtype` is how weight_hh is stored; everything else stays float32. "bfloat16" is rounded to
+    nearest even and computed with in float32. "int8" has a scale per column, and the state is
+    quantised for every row and step, symmetrically, to its largest magnitude; a state with a NaN or
+    an infinity gives NaN.
+
+    `RecurrentWeight.unpack()` gives the arrays back.
+
+    Raises ValueError on shapes that do not fit the kind or each other.
+    """
+    return _core.pack_recurrent(kind, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, dtype)
+
+
+def _as_list(weights: RecurrentWeights) -> list[RecurrentWeight]:
+    return list(weights) if isinstance(weights, tuple | list) else [weights]
+
+
+def rnn(
+    x: SameArray,
+    cu_seqlens: Array,
+    weights: RecurrentWeights,
+    h0: Array | None = None,
+    *,
+    direction: Direction = "forward",
+    out: Array | None = None,
+) -> tuple[SameArray, SameArray]:
+    """An Elman RNN over a packed batch: `(out, h_n)`.
+
+    `h = act(W_ih x + b_ih + W_hh h + b_hh)`, with the act of the weights' kind, "rnn_tanh" or
+    "rnn_relu".
+
+    x: float32 `[total_tokens, input_size]`; out: `[total_tokens, directions * output_size]`, of
+    two directions the forward half first; h0 and h_n: `[directions, batch, output_size]`. weights:
+    one, or for "bidirectional" a pair (forward, reverse) of equal kind, sizes and dtype. A missing
+    h0 is zeros. `out` must not overlap the inputs.
+
+    A reverse direction starts at each sequence's last token; its h_n is the state after the first
+    one. A sequence without tokens gives its initial state back. NaN propagates, within its own
+    sequence. A sequence's result does not depend on the others or on the number of threads.
+
+    Raises ValueError on shapes that do not fit, weights of another kind or number, and when they
+    were packed for another ISA.
+    """
+    result, h_n = _core.recurrent("rnn", x, cu_seqlens, _as_list(weights), h0, None, direction, out)
+    return result, h_n
+
+
+def gru(
+    x: SameArray,
+    cu_seqlens: Array,
+    weights: RecurrentWeights,
+    h0: Array | None = None,
+    *,
+    direction: Direction = "forward",
+    out: Array | None = None,
+) -> tuple[SameArray, SameArray]:
+    """A GRU (Cho et al. 2014) over a packed batch: `(out, h_n)`.
+
+    `r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)`, each with its rows of the weights;
+    `n = tanh(W_in x + b_in + r * (W_hn h + b_hn))` for the kind "gru",
+    `n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)` for "gru_reset_before";
+    `h = (1 - z) * n + z * h`.
+
+    Arguments, results and errors as in `rnn`.
+    """
+    result, h_n = _core.recurrent("gru", x, cu_seqlens, _as_list(weights), h0, None, direction, out)
+    return result, h_n
+
+
+def lstm(
+    x: SameArray,
+    cu_seqlens: Array,
+    weights: RecurrentWeights,
+    h0: Array | None = None,
+    c0: Array | None = None,
+    *,
+    direction: Direction = "forward",
+    out: Array | None = None,
+) -> tuple[SameArray, SameArray, SameArray]:
+    """An LSTM (Hochreiter & Schmidhuber 1997) over a packed batch: `(out, h_n, c_n)`.
+
+    `i, f, o = sigmoid(...)` and `g = tanh(...)` of their rows of `W_ih x + b_ih + W_hh h + b_hh`;
+    `c = f * c + i * g`; `h = o * tanh(c)`, or `W_hr (o * tanh(c))` with a projection (Sak et al.
+    2014).
+
+    c0 and c_n: float32 `[directions, batch, hidden_size]`. Other arguments, results and errors as
+    in `rnn`.
+    """
+    result, h_n, c_n = _core.recurrent(
+        "lstm", x, cu_seqlens, _as_list(weights), h0, c0, direction, out
+    )
+    return result, h_n, c_n
+
+
+def rnn_cell(x: SameArray, weight: RecurrentWeight, h: Array) -> SameArray:
+    """One step of `rnn`, bit for bit: the next h.
+
+    x: float32 `[batch, input_size]`; h and the result: `[batch, output_size]`.
+    """
+    result: SameArray = _core.recurrent_cell("rnn_cell", x, weight, h, None)
+    return result
+
+
+def gru_cell(x: SameArray, weight: RecurrentWeight, h: Array) -> SameArray:
+    """One step of `gru`, bit for bit: the next h. Shapes as in `rnn_cell`."""
+    result: SameArray = _core.recurrent_cell("gru_cell", x, weight, h, None)
+    return result
+
+
+def lstm_cell(
+    x: SameArray, weight: RecurrentWeight, h: Array, c: Array
+) -> tuple[SameArray, SameArray]:
+    """One step of `lstm`, bit for bit: the next (h, c).
+
+    x: float32 `[batch, input_size]`; h: `[batch, output_size]`; c: `[batch, hidden_size]`.
+    """
+    result: tuple[SameArray, SameArray] = _core.recurrent_cell("lstm_cell", x, weight, h, c)
+    return result

@@ -1,0 +1,48 @@
+// What the recurrent layers share: the walk over steps, and the products in it. A layer's own file
+// gives the pointwise part.
+#pragma once
+
+#include "cpu/simd.h"
+#include "ops/recurrent.h"
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+// A block of kPanel hidden units at one step. Rows of sums are `slots` vectors of kPanel apart.
+struct UnitBlock {
+  std::int64_t rows;
+  const float* sums;          // [rows, slots, kPanel]
+  const float* h;             // [rows, kPanel], the state before the step
+  float* c;                   // [rows, kPanel], lstm: read and replaced
+  float* next;                // [rows, kPanel], what the phase gives
+  std::int64_t state_stride;  // of h and next, elements between rows
+};
+
+// Part of a step: the product of a state and some gates' weights, added to the sums, then the
+// pointwise part. The first phase reads h, a second one what the first gave; the last gives h,
+// unless a projection follows.
+struct Phase {
+  int first_gate, gates;
+  int first_slot;
+  void (*finish)(const UnitBlock&);
+};
+
+struct Cell {
+  int phases;
+  Phase phase[2];
+};
+
+void run_recurrent(const RecurrentArgs& args, const Cell& cell);
+
+std::int64_t stored_panel_bytes(DType dtype, std::int64_t depth);
+void store_panel(const PanelArgs& args);
+void restore_panel(const PanelArgs& args);
+
+// body(vectors of the block: floats into a row of sums, of a state and of c)
+template <class Body>
+SG_INLINE void for_each_vector(const UnitBlock& block, int slots, Body body) {
+  for (std::int64_t row = 0; row < block.rows; ++row)
+    for (int j = 0; j < kPanel; j += kLanes)
+      body(block.sums + row * slots * kPanel + j, row * block.state_stride + j, row * kPanel + j);
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

@@ -1,0 +1,27 @@
+// The pointwise part of Elman's RNN.
+#include "cpu/activation.h"
+#include "cpu/recurrent.h"
+
+namespace softgate::cpu::SOFTGATE_ISA {
+namespace {
+
+void finish_tanh(const UnitBlock& block) {
+  for_each_vector(block, 1, [&](const float* sums, std::int64_t state, std::int64_t) {
+    store(block.next + state, tanh(load(sums)));
+  });
+}
+
+void finish_relu(const UnitBlock& block) {
+  for_each_vector(block, 1, [&](const float* sums, std::int64_t state, std::int64_t) {
+    store(block.next + state, relu(load(sums)));
+  });
+}
+
+}  // namespace
+
+void rnn(const RecurrentArgs& args) {
+  const auto finish = args.kind == RecurrentKind::rnn_tanh ? finish_tanh : finish_relu;
+  run_recurrent(args, {1, {{.first_gate = 0, .gates = 1, .first_slot = 0, .finish = finish}}});
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

@@ -1,0 +1,232 @@
+#include "ops/recurrent.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "ops/arguments.h"
+
+namespace softgate {
+namespace {
+
+// Of the sums of a chunk of steps, which stay in cache from the input's product to the steps.
+constexpr std::int64_t kChunkBytes = 1 << 20;
+constexpr std::int64_t kMinChunkRows = 64;
+constexpr std::int64_t kLineFloats = 16;
+
+std::int64_t round_up(std::int64_t x, std::int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+
+// Floats between rows such that equal columns of several rows do not share a set of the cache.
+std::int64_t spread(std::int64_t columns) { return round_up(columns, kLineFloats) + kLineFloats; }
+
+bool fits(const std::string& layer, RecurrentKind kind) {
+  switch (kind) {
+    case RecurrentKind::rnn_tanh:
+    case RecurrentKind::rnn_relu: return layer == "rnn";
+    case RecurrentKind::lstm: return layer == "lstm";
+    case RecurrentKind::gru:
+    case RecurrentKind::gru_reset_before: return layer == "gru";
+  }
+  return false;
+}
+
+struct Directions {
+  int count;
+  bool reverse[2];
+};
+
+Directions parse_direction(const char* op, const std::string& text) {
+  if (text == "forward") return {1, {false}};
+  if (text == "reverse") return {1, {true}};
+  check(text == "bidirectional", op, ": direction is '", text,
+        "', expected 'forward', 'reverse' or 'bidirectional'");
+  return {2, {false, true}};
+}
+
+void check_weight(const char* op, const std::string& layer, const RecurrentWeight& weight) {
+  check(weight.isa() == cpu::isa(), op, ": weight was packed for ", weight.isa(),
+        ", the ISA in use is ", cpu::isa());
+  check(fits(layer, weight.kind()), op, ": weight is of kind ", name(weight.kind()), ", expected ",
+        layer == "rnn"    ? "rnn_tanh or rnn_relu"
+        : layer == "lstm" ? "lstm"
+                          : "gru or gru_reset_before");
+}
+
+void check_pair(const char* op, const RecurrentWeight& forward, const RecurrentWeight& reverse) {
+  check(forward.kind() == reverse.kind() && forward.dtype() == reverse.dtype(), op,
+        ": the reverse weight is ", name(reverse.kind()), " in ", name(reverse.dtype()),
+        ", expected the forward one's ", name(forward.kind()), " in ", name(forward.dtype()));
+  check(forward.input_size() == reverse.input_size() &&
+            forward.hidden_size() == reverse.hidden_size() &&
+            forward.output_size() == reverse.output_size(),
+        op, ": the reverse weight has input, hidden and output sizes ", reverse.input_size(), ", ",
+        reverse.hidden_size(), " and ", reverse.output_size(), ", expected the forward one's ",
+        forward.input_size(), ", ", forward.hidden_size(), " and ", forward.output_size());
+}
+
+// In which order sequences are taken and how many of them reach each step.
+struct Schedule {
+  std::vector<std::int32_t> order, active;
+
+  Schedule(const std::int32_t* cu_seqlens, std::int64_t batch)
+      : order(static_cast<std::size_t>(batch)) {
+    const auto length = [&](std::int32_t i) { return cu_seqlens[i + 1] - cu_seqlens[i]; };
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::int32_t a, std::int32_t b) { return length(a) > length(b); });
+    auto reaching = static_cast<std::int32_t>(batch);
+    for (std::int32_t step = 0;; ++step) {
+      while (reaching > 0 && length(order[static_cast<std::size_t>(reaching - 1)]) <= step)
+        --reaching;
+      if (reaching == 0) break;
+      active.push_back(reaching);
+    }
+  }
+};
+
+void check_input(const char* op, const Tensor& x, const RecurrentWeight& weight) {
+  check_type(x.dtype() == DType::float32, op, ": x has dtype ", name(x.dtype()),
+             ", expected float32");
+  check(x.dim() == 2 && x.size(1) == weight.input_size(), op, ": x has shape ",
+        to_string(x.shape()), ", expected [any, ", weight.input_size(), "]");
+}
+
+// A state's shape is checked; strides between directions and rows are free.
+void check_state(const char* op, const char* argument, const std::optional<Tensor>& state,
+                 const Dims& shape) {
+  if (state) check_tensor(op, argument, *state, DType::float32, shape);
+}
+
+// The memory that a call works in; see RecurrentDirection.
+struct Workspace {
+  Tensor x, gates, h, intermediate, c;
+
+  Workspace(const RecurrentArgs& args, std::int64_t blocks) {
+    const std::int64_t width = cpu::kernels().panel_width;
+    x = Tensor::empty({args.chunk_rows, args.work_x_stride});
+    gates = Tensor::empty({blocks, args.chunk_rows, slots_of(args.kind), width});
+    h = Tensor::empty({2, args.batch, args.state_stride});
+    intermediate = Tensor::empty({args.batch, args.state_stride});
+    c = Tensor::empty({blocks, args.batch, width});
+  }
+};
+
+void run(const RecurrentArgs& args) {
+  const cpu::Kernels& kernels = cpu::kernels();
+  switch (args.kind) {
+    case RecurrentKind::rnn_tanh:
+    case RecurrentKind::rnn_relu: return kernels.rnn(args);
+    case RecurrentKind::lstm: return kernels.lstm(args);
+    case RecurrentKind::gru:
+    case RecurrentKind::gru_reset_before: return kernels.gru(args);
+  }
+}
+
+}  // namespace
+
+RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seqlens,
+                          const std::vector<const RecurrentWeight*>& weights,
+                          const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
+                          const std::string& direction, std::optional<Tensor> out) {
+  const Directions directions = parse_direction(op, direction);
+  const auto count = static_cast<std::size_t>(directions.count);
+  check(weights.size() == count, op, ": weights are ", weights.size(), " for direction '",
+        direction, "', expected ", count == 1 ? "one" : "a pair");
+  const RecurrentWeight& weight = *weights[0];
+  for (const RecurrentWeight* each : weights) check_weight(op, op, *each);
+  check_pair(op, weight, *weights[count - 1]);
+  check_input(op, x, weight);
+  check_cu_seqlens(op, "cu_seqlens", cu_seqlens, x.size(0));
+  const std::int64_t batch = cu_seqlens.size(0) - 1;
+  const std::int64_t hidden = weight.hidden_size(), output = weight.output_size();
+  check_state(op, "h0", h0, {directions.count, batch, output});
+  check_state(op, "c0", c0, {directions.count, batch, hidden});
+
+  RecurrentResult result;
+  result.out =
+      resolve_out(op, std::move(out), DType::float32, {x.size(0), directions.count * output});
+  check_overlap(op, result.out, "x", x, false);
+  check_overlap(op, result.out, "cu_seqlens", cu_seqlens, false);
+  if (h0) check_overlap(op, result.out, "h0", *h0, false);
+  if (c0) check_overlap(op, result.out, "c0", *c0, false);
+  result.h_n = Tensor::empty({directions.count, batch, output});
+  if (weight.kind() == RecurrentKind::lstm)
+    result.c_n = Tensor::empty({directions.count, batch, hidden});
+
+  const Schedule schedule(cu_seqlens.data<std::int32_t>(), batch);
+  const std::int64_t width = cpu::kernels().panel_width;
+  const std::int64_t blocks = (hidden + width - 1) / width;
+  const std::int64_t row_bytes = blocks * slots_of(weight.kind()) * width * 4;
+  const std::int64_t rows = std::max(kMinChunkRows, kChunkBytes / row_bytes);
+  RecurrentArgs args{
+      .kind = weight.kind(),
+      .dtype = weight.dtype(),
+      .x = x.data<float>(),
+      .cu_seqlens = cu_seqlens.data<std::int32_t>(),
+      .order = schedule.order.data(),
+      .active = schedule.active.data(),
+      .batch = batch,
+      .steps = static_cast<std::int64_t>(schedule.active.size()),
+      .input_size = weight.input_size(),
+      .hidden_size = hidden,
+      .output_size = output,
+      .x_stride = x.stride(0),
+      .out_stride = result.out.stride(0),
+      .chunk_rows = std::max(batch, std::min(rows, x.size(0))),
+      .work_x_stride = spread(weight.input_size()),
+      .state_stride = spread(round_up(std::max(hidden, output), width)),
+      .directions = directions.count,
+      .direction = {},
+  };
+  std::vector<Workspace> workspaces;
+  for (int d = 0; d < directions.count; ++d) {
+    const Workspace& work = workspaces.emplace_back(args, blocks);
+    args.direction[d] = {
+        .weights = weights[static_cast<std::size_t>(d)]->panels(),
+        .reverse = directions.reverse[d],
+        .h0 = h0 ? h0->select(0, d).data<float>() : nullptr,
+        .c0 = c0 ? c0->select(0, d).data<float>() : nullptr,
+        .out = result.out.data<float>() + d * output,
+        .h_n = result.h_n.select(0, d).data<float>(),
+        .c_n = result.c_n ? result.c_n->select(0, d).data<float>() : nullptr,
+        .h0_stride = h0 ? h0->stride(1) : 0,
+        .c0_stride = c0 ? c0->stride(1) : 0,
+        .x = work.x.data<float>(),
+        .gates = work.gates.data<float>(),
+        .h = work.h.data<float>(),
+        .intermediate = work.intermediate.data<float>(),
+        .c = work.c.data<float>(),
+    };
+  }
+  run(args);
+  return result;
+}
+
+std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Tensor& x,
+                                                        const RecurrentWeight& weight,
+                                                        const Tensor& h,
+                                                        const std::optional<Tensor>& c) {
+  const std::string text = op;
+  const std::string layer = text.substr(0, text.find('_'));
+  check_weight(op, layer, weight);
+  check_input(op, x, weight);
+  const std::int64_t batch = x.size(0);
+  check_tensor(op, "h", h, DType::float32, {batch, weight.output_size()});
+  check_state(op, "c", c, {batch, weight.hidden_size()});
+  const Tensor cu_seqlens = Tensor::empty({batch + 1}, DType::int32);
+  auto* offsets = cu_seqlens.data<std::int32_t>();
+  std::iota(offsets, offsets + batch + 1, 0);
+  const auto stacked = [](const Tensor& state) {
+    return state.reshape({1, state.size(0), state.size(1)});
+  };
+  std::optional<Tensor> c0;
+  if (c) c0 = stacked(*c);
+  RecurrentResult result =
+      recurrent(layer.c_str(), x, cu_seqlens, {&weight}, stacked(h), c0, "forward", std::nullopt);
+  return {std::move(result.out), result.c_n ? std::optional(result.c_n->select(0, 0)) : c};
+}
+
+}  // namespace softgate

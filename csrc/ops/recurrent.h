@@ -1,0 +1,161 @@
+// Recurrent layers over a packed batch: Elman's RNN, LSTM (Hochreiter & Schmidhuber 1997, without
+// peepholes, with the projection of Sak et al. 2014) and GRU (Cho et al. 2014).
+//
+//   rnn   h = tanh or relu(W_ih x + b_ih + W_hh h + b_hh)
+//   lstm  i, f, o = sigmoid, g = tanh of their rows of W_ih x + b_ih + W_hh h + b_hh
+//         c = f * c + i * g, h = o * tanh(c), or h = W_hr (o * tanh(c))
+//   gru   r, z = sigmoid of their rows of W_ih x + b_ih + W_hh h + b_hh
+//         n = tanh(W_in x + b_in + r * (W_hn h + b_hn)), before the product
+//         n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), h = (1 - z) * n + z * h
+//
+//   x: [total_tokens, input_size]    cu_seqlens: int32 [batch + 1]
+//   out: [total_tokens, directions * output_size], the forward half first
+//   h0, h_n: [directions, batch, output_size]    c0, c_n: [directions, batch, hidden_size]
+//
+// output_size is W_hr's number of rows, else hidden_size. A direction that runs in reverse starts
+// at each sequence's last token. Missing states are zeros; a sequence of length 0 gives its initial
+// state back. out overlaps no input. NaN propagates.
+//
+// Each sum is one chain, the input's part first: results do not depend on the batch's other
+// sequences or on the number of threads.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/tensor.h"
+#include "ops/linear.h"
+
+namespace softgate {
+
+enum class RecurrentKind { rnn_tanh, rnn_relu, lstm, gru, gru_reset_before };
+
+// Gates of a unit, and the sums a step forms for them: a GRU keeps the n gate's two parts apart.
+constexpr int gates_of(RecurrentKind kind) {
+  if (kind == RecurrentKind::lstm) return 4;
+  return kind == RecurrentKind::gru || kind == RecurrentKind::gru_reset_before ? 3 : 1;
+}
+constexpr int slots_of(RecurrentKind kind) { return gates_of(kind) == 1 ? 1 : 4; }
+
+// Weights as kernels read them. A block is panel_width hidden units, the last filled up with zero
+// columns; its panels (ops/linear.h), one per gate, follow each other. A GRU's sums are: n's input
+// part, r, z, n's recurrent part; so its weight_ih is in the order n, r, z.
+struct RecurrentPanels {
+  const float* weight_ih;  // [blocks, gates, input_size, panel_width]
+  const float* bias;       // [blocks, gates, panel_width]
+  const void* weight_hh;   // [blocks, gates, output_size, panel_width] of the stored dtype
+  const float* scales;     // int8: [blocks, gates, panel_width], else null
+  const float* bias_hn;    // gru: [blocks, panel_width], else null
+  const float* weight_hr;  // panels of [output_size, hidden_size], or null
+};
+
+struct RecurrentDirection {
+  RecurrentPanels weights;
+  bool reverse;
+  const float *h0, *c0;  // [batch, output_size], [batch, hidden_size], or null
+  float* out;            // this direction's columns
+  float *h_n, *c_n;
+  std::int64_t h0_stride, c0_stride;  // elements between rows
+  // Working memory, which the kernel fills.
+  float* x;             // [chunk_rows, x_stride]
+  float* gates;         // [blocks, chunk_rows, slots, panel_width]
+  float* h;             // [2, batch, state_stride]
+  float* intermediate;  // [batch, state_stride]
+  float* c;             // [blocks, batch, panel_width]
+};
+
+// Sequences are taken longest first and a step's rows are those that reach it, so that no padding
+// is computed.
+struct RecurrentArgs {
+  RecurrentKind kind;
+  DType dtype;  // of weight_hh
+  const float* x;
+  const std::int32_t* cu_seqlens;
+  const std::int32_t* order;   // [batch], by falling length
+  const std::int32_t* active;  // [steps], how many sequences reach each step
+  std::int64_t batch, steps;
+  std::int64_t input_size, hidden_size, output_size;
+  std::int64_t x_stride, out_stride;
+  std::int64_t chunk_rows;  // at most so many rows of steps that follow each other are projected
+  std::int64_t work_x_stride, state_stride;  // of the working memory
+  int directions;
+  RecurrentDirection direction[2];
+};
+
+// One panel of float32 to or from a stored dtype.
+struct PanelArgs {
+  DType dtype;
+  float* panel;  // [depth, panel_width]
+  void* stored;
+  float* scales;  // int8: [panel_width]
+  std::int64_t depth;
+};
+
+// The weights of one direction of one layer in the layout that one ISA's kernels read. Immutable
+// and shared.
+class RecurrentWeight {
+ public:
+  // weight_ih: float32 [gates * hidden, input], weight_hh: [gates * hidden, output], bias_ih and
+  // bias_hh: [gates * hidden], weight_hr: [output, hidden], lstm only. Gates in torch's order:
+  // i f g o, r z n. dtype, "float32", "bfloat16" or "int8" (a scale per column), is how weight_hh
+  // is stored.
+  RecurrentWeight(const std::string& kind, const Tensor& weight_ih, const Tensor& weight_hh,
+                  const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+                  const std::optional<Tensor>& weight_hr, const std::string& dtype);
+
+  // What was given, by name; bit for bit but for a weight_hh stored in fewer bits.
+  std::vector<std::pair<std::string, Tensor>> unpack() const;
+
+  RecurrentKind kind() const { return kind_; }
+  std::int64_t input_size() const { return input_size_; }
+  std::int64_t hidden_size() const { return hidden_size_; }
+  std::int64_t output_size() const { return output_size_; }
+  DType dtype() const { return dtype_; }
+  const std::string& isa() const { return isa_; }
+  std::size_t bytes() const;
+  RecurrentPanels panels() const;
+
+ private:
+  template <class Body>
+  void for_each_panel(const Body& body) const;
+  PanelArgs panel_args(std::int64_t panel, const Tensor& plain) const;
+  void pack_inputs(const Tensor& weight_ih);
+  void pack_recurrent(const Tensor& weight_hh);
+  void pack_biases();
+  Tensor unpack_inputs() const;
+  Tensor unpack_recurrent() const;
+
+  RecurrentKind kind_;
+  DType dtype_;
+  std::int64_t input_size_, hidden_size_, output_size_;
+  std::string isa_;
+  std::int64_t panel_width_, blocks_;
+  Tensor weight_ih_, weight_hh_, bias_;
+  std::optional<Tensor> scales_, bias_hn_;
+  std::optional<PackedWeight> weight_hr_;
+  std::optional<Tensor> bias_ih_given_, bias_hh_given_;
+};
+
+const char* name(RecurrentKind kind);
+
+struct RecurrentResult {
+  Tensor out, h_n;
+  std::optional<Tensor> c_n;  // lstm
+};
+
+// op is "rnn", "lstm" or "gru". weights: one, or for direction "bidirectional" two.
+RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seqlens,
+                          const std::vector<const RecurrentWeight*>& weights,
+                          const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
+                          const std::string& direction, std::optional<Tensor> out);
+
+// One step. op is "rnn_cell", "lstm_cell" or "gru_cell"; x: [batch, input_size], h: [batch,
+// output_size], c: [batch, hidden_size]. Gives the next h and c.
+std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Tensor& x,
+                                                        const RecurrentWeight& weight,
+                                                        const Tensor& h,
+                                                        const std::optional<Tensor>& c);
+
+}  // namespace softgate

@@ -1,0 +1,224 @@
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "ops/arguments.h"
+#include "ops/recurrent.h"
+
+namespace softgate {
+namespace {
+
+constexpr std::array kKinds = {RecurrentKind::rnn_tanh, RecurrentKind::rnn_relu,
+                               RecurrentKind::lstm, RecurrentKind::gru,
+                               RecurrentKind::gru_reset_before};
+
+RecurrentKind parse_kind(const std::string& text) {
+  for (const RecurrentKind kind : kKinds) {
+    if (text == name(kind)) return kind;
+  }
+  check(false, "pack_recurrent: kind is '", text,
+        "', expected 'rnn_tanh', 'rnn_relu', 'lstm', 'gru' or 'gru_reset_before'");
+  return RecurrentKind::lstm;
+}
+
+DType parse_dtype(const std::string& text) {
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::int8}) {
+    if (text == name(dtype)) return dtype;
+  }
+  check(false, "pack_recurrent: dtype is '", text, "', expected 'float32', 'bfloat16' or 'int8'");
+  return DType::float32;
+}
+
+// Which of torch's gates is at a place of weight_ih (see RecurrentPanels).
+int input_gate(RecurrentKind kind, int place) {
+  return slots_of(kind) > gates_of(kind) ? (place + 2) % 3 : place;
+}
+
+Tensor zeros(const Dims& shape) {
+  Tensor tensor = Tensor::empty(shape);
+  std::memset(tensor.raw(), 0, tensor.bytes());
+  return tensor;
+}
+
+Tensor copy(const Tensor& vector) {
+  Tensor result = Tensor::empty(vector.shape());
+  std::memcpy(result.raw(), vector.raw(), vector.bytes());
+  return result;
+}
+
+}  // namespace
+
+const char* name(RecurrentKind kind) {
+  switch (kind) {
+    case RecurrentKind::rnn_tanh: return "rnn_tanh";
+    case RecurrentKind::rnn_relu: return "rnn_relu";
+    case RecurrentKind::lstm: return "lstm";
+    case RecurrentKind::gru: return "gru";
+    case RecurrentKind::gru_reset_before: return "gru_reset_before";
+  }
+  return "unknown";
+}
+
+RecurrentWeight::RecurrentWeight(const std::string& kind, const Tensor& weight_ih,
+                                 const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
+                                 const std::optional<Tensor>& bias_hh,
+                                 const std::optional<Tensor>& weight_hr, const std::string& dtype)
+    : kind_(parse_kind(kind)), dtype_(parse_dtype(dtype)), isa_(cpu::isa()) {
+  const char* op = "pack_recurrent";
+  const int gates = gates_of(kind_);
+  check_tensor(op, "weight_ih", weight_ih, DType::float32, {-1, -1});
+  const std::int64_t rows = weight_ih.size(0);
+  check(rows > 0 && rows % gates == 0 && weight_ih.size(1) > 0, op, ": weight_ih has shape ",
+        to_string(weight_ih.shape()), ", expected ", gates, " * hidden_size rows for kind '", kind,
+        "' and at least one column");
+  input_size_ = weight_ih.size(1);
+  hidden_size_ = output_size_ = rows / gates;
+  if (weight_hr) {
+    check(kind_ == RecurrentKind::lstm, op, ": weight_hr is given for kind '", kind,
+          "', expected it for 'lstm' only");
+    check_tensor(op, "weight_hr", *weight_hr, DType::float32, {-1, hidden_size_});
+    output_size_ = weight_hr->size(0);
+    check(output_size_ > 0, op, ": weight_hr has no rows");
+  }
+  check_tensor(op, "weight_hh", weight_hh, DType::float32, {rows, output_size_});
+  if (bias_ih) check_tensor(op, "bias_ih", *bias_ih, DType::float32, {rows});
+  if (bias_hh) check_tensor(op, "bias_hh", *bias_hh, DType::float32, {rows});
+
+  panel_width_ = cpu::kernels().panel_width;
+  blocks_ = (hidden_size_ + panel_width_ - 1) / panel_width_;
+  if (bias_ih) bias_ih_given_ = copy(*bias_ih);
+  if (bias_hh) bias_hh_given_ = copy(*bias_hh);
+  pack_inputs(weight_ih);
+  pack_recurrent(weight_hh);
+  pack_biases();
+  if (weight_hr) weight_hr_.emplace(*weight_hr);
+}
+
+// body(block, gate, first row of torch's gate, rows)
+template <class Body>
+void RecurrentWeight::for_each_panel(const Body& body) const {
+  for (std::int64_t block = 0; block < blocks_; ++block) {
+    const std::int64_t unit = block * panel_width_;
+    const std::int64_t units = std::min(panel_width_, hidden_size_ - unit);
+    for (int gate = 0; gate < gates_of(kind_); ++gate)
+      body(block * gates_of(kind_) + gate, gate, unit, units);
+  }
+}
+
+void RecurrentWeight::pack_inputs(const Tensor& weight) {
+  weight_ih_ = Tensor::empty({blocks_ * gates_of(kind_), input_size_, panel_width_});
+  for_each_panel([&](std::int64_t panel, int place, std::int64_t unit, std::int64_t units) {
+    const std::int64_t row = input_gate(kind_, place) * hidden_size_ + unit;
+    cpu::kernels().pack({.weight = weight.data<float>() + row * weight.stride(0),
+                         .packed = weight_ih_.select(0, panel).data<float>(),
+                         .in_features = input_size_,
+                         .out_features = units,
+                         .weight_stride = weight.stride(0)});
+  });
+}
+
+Tensor RecurrentWeight::unpack_inputs() const {
+  Tensor weight = Tensor::empty({gates_of(kind_) * hidden_size_, input_size_});
+  for_each_panel([&](std::int64_t panel, int place, std::int64_t unit, std::int64_t units) {
+    const std::int64_t row = input_gate(kind_, place) * hidden_size_ + unit;
+    cpu::kernels().unpack({.weight = weight.data<float>() + row * input_size_,
+                           .packed = weight_ih_.select(0, panel).data<float>(),
+                           .in_features = input_size_,
+                           .out_features = units,
+                           .weight_stride = input_size_});
+  });
+  return weight;
+}
+
+void RecurrentWeight::pack_recurrent(const Tensor& weight) {
+  const std::int64_t panels = blocks_ * gates_of(kind_);
+  const auto bytes =
+      static_cast<std::int64_t>(cpu::kernels().stored_panel_bytes(dtype_, output_size_));
+  weight_hh_ = Tensor::empty({panels, bytes}, DType::int8);
+  if (dtype_ == DType::int8) scales_ = Tensor::empty({panels, panel_width_});
+  const Tensor plain = Tensor::empty({output_size_, panel_width_});
+  for_each_panel([&](std::int64_t panel, int gate, std::int64_t unit, std::int64_t units) {
+    const std::int64_t row = gate * hidden_size_ + unit;
+    cpu::kernels().pack({.weight = weight.data<float>() + row * weight.stride(0),
+                         .packed = plain.data<float>(),
+                         .in_features = output_size_,
+                         .out_features = units,
+                         .weight_stride = weight.stride(0)});
+    cpu::kernels().store_panel(panel_args(panel, plain));
+  });
+}
+
+Tensor RecurrentWeight::unpack_recurrent() const {
+  Tensor weight = Tensor::empty({gates_of(kind_) * hidden_size_, output_size_});
+  const Tensor plain = Tensor::empty({output_size_, panel_width_});
+  for_each_panel([&](std::int64_t panel, int gate, std::int64_t unit, std::int64_t units) {
+    cpu::kernels().restore_panel(panel_args(panel, plain));
+    const std::int64_t row = gate * hidden_size_ + unit;
+    cpu::kernels().unpack({.weight = weight.data<float>() + row * output_size_,
+                           .packed = plain.data<float>(),
+                           .in_features = output_size_,
+                           .out_features = units,
+                           .weight_stride = output_size_});
+  });
+  return weight;
+}
+
+PanelArgs RecurrentWeight::panel_args(std::int64_t panel, const Tensor& plain) const {
+  return {.dtype = dtype_,
+          .panel = plain.data<float>(),
+          .stored = weight_hh_.select(0, panel).raw(),
+          .scales = scales_ ? scales_->select(0, panel).data<float>() : nullptr,
+          .depth = output_size_};
+}
+
+void RecurrentWeight::pack_biases() {
+  const float* ih = bias_ih_given_ ? bias_ih_given_->data<float>() : nullptr;
+  const float* hh = bias_hh_given_ ? bias_hh_given_->data<float>() : nullptr;
+  const bool apart = kind_ == RecurrentKind::gru;
+  bias_ = zeros({blocks_ * gates_of(kind_), panel_width_});
+  if (apart) bias_hn_ = zeros({blocks_, panel_width_});
+  for_each_panel([&](std::int64_t panel, int place, std::int64_t unit, std::int64_t units) {
+    const int gate = input_gate(kind_, place);
+    const std::int64_t row = gate * hidden_size_ + unit;
+    auto* bias = bias_.select(0, panel).data<float>();
+    auto* recurrent =
+        apart && gate == 2 ? bias_hn_->select(0, unit / panel_width_).data<float>() : bias;
+    for (std::int64_t i = 0; i < units; ++i) {
+      if (ih) bias[i] += ih[row + i];
+      if (hh) recurrent[i] += hh[row + i];
+    }
+  });
+}
+
+std::vector<std::pair<std::string, Tensor>> RecurrentWeight::unpack() const {
+  check(isa_ == cpu::isa(), "unpack: weight was packed for ", isa_, ", the ISA in use is ",
+        cpu::isa());
+  std::vector<std::pair<std::string, Tensor>> all;
+  all.emplace_back("weight_ih", unpack_inputs());
+  all.emplace_back("weight_hh", unpack_recurrent());
+  if (bias_ih_given_) all.emplace_back("bias_ih", copy(*bias_ih_given_));
+  if (bias_hh_given_) all.emplace_back("bias_hh", copy(*bias_hh_given_));
+  if (weight_hr_) all.emplace_back("weight_hr", weight_hr_->unpack());
+  return all;
+}
+
+std::size_t RecurrentWeight::bytes() const {
+  std::size_t sum = weight_ih_.bytes() + weight_hh_.bytes() + bias_.bytes();
+  for (const auto& part : {scales_, bias_hn_, bias_ih_given_, bias_hh_given_}) {
+    if (part) sum += part->bytes();
+  }
+  return sum + (weight_hr_ ? weight_hr_->bytes() : 0);
+}
+
+RecurrentPanels RecurrentWeight::panels() const {
+  return {.weight_ih = weight_ih_.data<float>(),
+          .bias = bias_.data<float>(),
+          .weight_hh = weight_hh_.raw(),
+          .scales = scales_ ? scales_->data<float>() : nullptr,
+          .bias_hn = bias_hn_ ? bias_hn_->data<float>() : nullptr,
+          .weight_hr = weight_hr_ ? weight_hr_->panels() : nullptr};
+}
+
+}  // namespace softgate
