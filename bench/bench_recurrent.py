@@ -170,7 +170,7 @@ class Recurrent(Case):
     def softgate_int8(self, inputs: Inputs) -> Call:
         return self._softgate(inputs, "int8")
 
-    def _softgate(self, inputs: Inputs, dtype: str) -> Call:
+    def _softgate(self, inputs: Inputs, dtype: Literal["float32", "bfloat16", "int8"]) -> Call:
         from softgate import Tensor, ops
 
         x, cu_seqlens = Tensor(inputs["x"]), Tensor(inputs["cu_seqlens"])

@@ -9,13 +9,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "csrc" / "bench" / "limits.cc"
 PROGRAM = ROOT / "build" / "bench-cache" / "limits"
+CURVES = ("fma", "read", "copy", "copy_streaming")
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,19 @@ class Limits:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Limits:
         curves = {
-            name: {int(key): float(value) for key, value in data[name].items()}
-            for name in ("fma", "read", "copy", "copy_streaming")
+            name: {int(key): float(value) for key, value in data[name].items()} for name in CURVES
         }
         return cls(
             threads=data["threads"], vector_bits=data["vector_bits"], l2=data["l2"], **curves
         )
+
+    def or_better(self, other: Limits) -> Limits:
+        """The higher of two measurements of one machine: what disturbs them only slows."""
+        curves: dict[str, Any] = {}
+        for name in CURVES:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            curves[name] = {key: max(rate, theirs[key]) for key, rate in ours.items()}
+        return replace(self, **curves)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -115,6 +115,14 @@ def test_the_bound_is_said() -> None:
     assert report.bound(far, dataclasses.replace(LIMITS, l2=0)) == "1024 MiB at 20 GB/s"
 
 
+def test_the_better_limits_count() -> None:
+    slower = dataclasses.replace(LIMITS, fma={1: 40.0, 2: 110.0}, read={1024: 90.0, 1024**2: 19.0})
+    better = LIMITS.or_better(slower)
+    assert better.fma == {1: 50.0, 2: 110.0}
+    assert better.read == {1024: 90.0, 1024**2: 20.0}
+    assert better.copy == LIMITS.copy
+
+
 def test_a_busy_machine_is_said() -> None:
     busy = dataclasses.replace(LIMITS, fma={1: 50.0, 2: 60.0})
     assert busy.is_disturbed and not LIMITS.is_disturbed
