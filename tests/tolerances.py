@@ -12,7 +12,7 @@ The functions `*_scale` give it for each op.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from softgate import reference
@@ -36,15 +36,18 @@ TOLERANCES = {
 }
 
 
-def assert_close(actual, expected, *, scale=0.0, terms: int = 1) -> None:
-    """Shape, NaN, infinities and values agree; `scale` and `terms` as above."""
+def assert_close(actual, expected, *, scale=0.0, terms: int = 1, besides=0.0) -> None:
+    """Shape, NaN, infinities and values agree; `scale` and `terms` as above.
+
+    besides: an absolute error that is allowed in addition.
+    """
     tolerance = TOLERANCES[actual.dtype.name]
     assert actual.shape == expected.shape
     actual = np.asarray(actual, dtype=np.float64)
     factor = tolerance.eps * (tolerance.fixed + tolerance.growth * np.sqrt(terms))
     with np.errstate(invalid="ignore"):
         error = np.abs(actual - expected)
-        bound = factor * np.maximum(scale, np.abs(expected)) + tolerance.tiny
+        bound = factor * np.maximum(scale, np.abs(expected)) + tolerance.tiny + besides
     same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     bad = ~(same | (np.isfinite(actual) & np.isfinite(expected) & (error <= bound)))
     if bad.any():
@@ -114,3 +117,58 @@ def softmax_scale(x, expected):
     x = np.asarray(x, dtype=np.float64)
     depth = x.max(axis=-1, keepdims=True, initial=-np.inf) - np.where(expected > 0.0, x, np.inf)
     return np.where(expected > 0.0, 1.0 + depth, 0.0) * expected
+
+
+@dataclass(frozen=True)
+class Noisy(reference.RecurrentWeight):
+    """Every product is off by up to `rounding` of its size, and every state by up to `state` of its
+    largest value before the product."""
+
+    random: np.random.Generator = field(default_factory=np.random.default_rng)
+    rounding: float = 0.0
+    state: float = 0.0
+
+    def _product(self, a, weight, bias):
+        noise = self.rounding * self.random.uniform(-1.0, 1.0, len(weight))
+        return reference.linear(a, weight, bias) + noise * linear_scale(a, weight, bias)
+
+    def of_input(self, x):
+        return self._product(x, self.weight_ih, self.bias_ih)
+
+    def of_state(self, h):
+        off = self.state * self.random.uniform(-1.0, 1.0, h.shape) * np.abs(h).max()
+        return self._product(h + off, self.weight_hh, self.bias_hh)
+
+
+def recurrent_scales(run, weights, draws: int = 4):
+    """How far each result of `run(weights)` goes when every product is off by its own size.
+
+    An error of one step lives on in the state of the next: how long is up to the weights, so it is
+    tried out, with random errors small enough for their effect to be linear. One number for each
+    result, never smaller than the largest value in it.
+    """
+    exact, noisy = run(weights), _noisy_runs(run, weights, draws, rounding=_SMALL)
+    return [max(d / _SMALL, np.abs(e).max(initial=0.0)) for d, e in zip(noisy, exact, strict=True)]
+
+
+def quantized_state_error(run, weights, draws: int = 4):
+    """How far each result of `run(weights)` goes when states are rounded to eight bits.
+
+    127 steps cover the largest value of a state, so each is off by up to half a step.
+    """
+    return _noisy_runs(run, weights, draws, state=0.5 / 127.0)
+
+
+_SMALL = 1e-6
+
+
+def _noisy_runs(run, weights, draws, **noise):
+    """The largest deviation of each result over some draws."""
+    exact = run(weights)
+    largest = [0.0] * len(exact)
+    for seed in range(draws):
+        random = np.random.default_rng(seed)
+        results = run([Noisy(**vars(weight), random=random, **noise) for weight in weights])
+        deviations = [np.abs(r - e).max(initial=0.0) for r, e in zip(results, exact, strict=True)]
+        largest = [max(pair) for pair in zip(largest, deviations, strict=True)]
+    return largest

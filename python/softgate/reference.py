@@ -26,7 +26,7 @@ def _float64(array: ArrayLike) -> Float64:
 
 
 def _sigmoid(x: Float64) -> Float64:
-    return 0.5 * (1.0 + np.tanh(0.5 * x))  # the form that cannot overflow
+    return np.exp(-np.logaddexp(0.0, -x))  # cannot overflow, and exact where it is small
 
 
 ACTIVATIONS = {
