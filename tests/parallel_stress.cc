@@ -19,6 +19,8 @@
 namespace {
 
 using softgate::parallel_for;
+using softgate::parallel_teams;
+using softgate::Team;
 using Random = std::minstd_rand;
 
 std::atomic<bool> stop{false};
@@ -99,9 +101,53 @@ void keeps_scratch_apart(Random& random) {
   });
 }
 
+// Each member reads what another wrote in the step before: plain memory, so a barrier that lets one
+// through early is a race.
+void teams_step_together(Random& random) {
+  constexpr int kTeams = 2, kMembers = 4;
+  const auto steps = below(random, 20);
+  std::vector<std::int64_t> values(kTeams * kMembers, 0);
+  std::vector<int> sizes(kTeams, 0);
+  parallel_teams(kTeams, kMembers, [&](Team& team, int index, int member) {
+    expect(0 <= member && member < team.size() && team.size() <= kMembers, "member of a team");
+    std::int64_t* mine = values.data() + index * kMembers;
+    for (std::int64_t step = 0; step < steps; ++step) {
+      const std::int64_t seen = mine[(member + 1) % team.size()];
+      expect(seen == step, "every member's step before");
+      team.wait();
+      mine[member] = step + 1;
+      if (step % 5 == 4 && member == 0) nap(150);
+      team.wait();
+    }
+    if (member == 0) sizes[static_cast<std::size_t>(index)] = team.size();
+  });
+  expect(sizes[0] >= 1 && sizes[0] == sizes[1], "every team ran, of equal size");
+  for (std::size_t i = 0; i < values.size(); ++i)
+    expect(values[i] == (static_cast<int>(i) % kMembers < sizes[0] ? steps : 0), "every step");
+}
+
+void teams_rethrow(Random& random) {
+  const auto bad_step = below(random, 10), bad_member = below(random, 3);
+  bool caught = false;
+  try {
+    parallel_teams(2, 3, [&](Team& team, int index, int member) {
+      for (int step = 0; step < 10; ++step) {
+        if (index == 1 && step == bad_step && member == bad_member % team.size())
+          throw std::runtime_error("planned");
+        team.wait();
+      }
+    });
+  } catch (const std::runtime_error& error) {
+    caught = std::strcmp(error.what(), "planned") == 0;
+  }
+  expect(caught, "a member's exception reaches the caller");
+}
+
 void call_at_random(unsigned seed) {
-  constexpr void (*cases[])(Random&) = {covers_range, covers_range, covers_nested_range,
-                                        rethrows,     parks,        keeps_scratch_apart};
+  constexpr void (*cases[])(Random&) = {
+      covers_range, covers_range,        covers_nested_range, rethrows,
+      parks,        keeps_scratch_apart, teams_step_together, teams_rethrow,
+  };
   Random random(seed);
   while (!stop.load()) {
     cases[below(random, std::size(cases))](random);

@@ -16,6 +16,13 @@
 //   iota()                         0, 1, 2, ...
 //   sum, hmax                      over all lanes, in a fixed order
 //   transpose(rows)                of kLanes vectors
+//   load_bfloat16(p, low, high)    2 * kLanes values from words that hold value i in the lower half
+//                                  and value i + kLanes in the upper one
+//
+// Products of 8-bit integers: vi holds kLanes 32-bit sums.
+//   dot(sums, weights, x)          adds to each lane kDotDepth products of its own weights, which
+//                                  are stored plus kDotOffset, with the same kDotDepth elements x
+//   set1_int, to_float(vi)
 #pragma once
 
 #include <cstdint>

@@ -70,6 +70,26 @@ SG_INLINE float hmax(vf v) {
   const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
   return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
+SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  low = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+  high = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+}
+
+using vi = __m256i;
+using DotElement = std::int16_t;
+inline constexpr int kDotDepth = 2;
+inline constexpr int kDotOffset = 0;
+
+SG_INLINE vi set1_int(std::int32_t x) { return _mm256_set1_epi32(x); }
+SG_INLINE vf to_float(vi v) { return _mm256_cvtepi32_ps(v); }
+SG_INLINE vi dot(vi sums, const std::uint8_t* weights, const DotElement* x) {
+  std::int32_t pair;
+  __builtin_memcpy(&pair, x, sizeof pair);
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weights));
+  const __m256i products = _mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), _mm256_set1_epi32(pair));
+  return _mm256_add_epi32(sums, products);
+}
 SG_INLINE void transpose(vf (&rows)[8]) {
   vf pairs[8], quads[8];
 #pragma GCC unroll 4

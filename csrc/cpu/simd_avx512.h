@@ -85,6 +85,24 @@ SG_INLINE float hmax(vf v) {
   const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
   return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
+SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
+  const __m512i pairs = _mm512_loadu_si512(p);
+  low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+  high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+}
+
+using vi = __m512i;
+using DotElement = std::int8_t;
+inline constexpr int kDotDepth = 4;
+inline constexpr int kDotOffset = 128;  // vpdpbusd takes unsigned with signed
+
+SG_INLINE vi set1_int(std::int32_t x) { return _mm512_set1_epi32(x); }
+SG_INLINE vf to_float(vi v) { return _mm512_cvtepi32_ps(v); }
+SG_INLINE vi dot(vi sums, const std::uint8_t* weights, const DotElement* x) {
+  std::int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(weights), _mm512_set1_epi32(quad));
+}
 SG_INLINE void transpose(vf (&rows)[16]) {
   vf pairs[16], quads[16], octets[16];
 #pragma GCC unroll 8

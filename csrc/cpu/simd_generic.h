@@ -77,6 +77,25 @@ SG_INLINE float hmax(vf v) {
   const vf a = max(v, vf{v[2], v[3], v[0], v[1]});
   return max(a, vf{a[1], a[0], a[3], a[2]})[0];
 }
+SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
+  vu pairs;
+  __builtin_memcpy(&pairs, p, sizeof pairs);
+  low = reinterpret_cast<vf>(pairs << 16);
+  high = reinterpret_cast<vf>(pairs & 0xffff0000u);
+}
+
+using DotElement = std::int32_t;
+inline constexpr int kDotDepth = 1;
+inline constexpr int kDotOffset = 0;
+
+SG_INLINE vi set1_int(std::int32_t x) { return vi{x, x, x, x}; }
+SG_INLINE vf to_float(vi v) { return __builtin_convertvector(v, vf); }
+SG_INLINE vi dot(vi sums, const std::uint8_t* weights, const DotElement* x) {
+  using Bytes = std::int8_t __attribute__((vector_size(4)));
+  Bytes bytes;
+  __builtin_memcpy(&bytes, weights, sizeof bytes);
+  return sums + __builtin_convertvector(bytes, vi) * set1_int(*x);
+}
 SG_INLINE void transpose(vf (&rows)[4]) {
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < i; ++j) {

@@ -46,10 +46,12 @@ Directions parse_direction(const char* op, const std::string& text) {
   return {2, {false, true}};
 }
 
-void check_weight(const char* op, const std::string& layer, const RecurrentWeight& weight) {
-  check(weight.isa() == cpu::isa(), op, ": weight was packed for ", weight.isa(),
+void check_weight(const char* op, const char* argument, const std::string& layer,
+                  const RecurrentWeight& weight) {
+  check(weight.isa() == cpu::isa(), op, ": ", argument, " was packed for ", weight.isa(),
         ", the ISA in use is ", cpu::isa());
-  check(fits(layer, weight.kind()), op, ": weight is of kind ", name(weight.kind()), ", expected ",
+  check(fits(layer, weight.kind()), op, ": ", argument, " is of kind ", name(weight.kind()),
+        ", expected ",
         layer == "rnn"    ? "rnn_tanh or rnn_relu"
         : layer == "lstm" ? "lstm"
                           : "gru or gru_reset_before");
@@ -57,14 +59,14 @@ void check_weight(const char* op, const std::string& layer, const RecurrentWeigh
 
 void check_pair(const char* op, const RecurrentWeight& forward, const RecurrentWeight& reverse) {
   check(forward.kind() == reverse.kind() && forward.dtype() == reverse.dtype(), op,
-        ": the reverse weight is ", name(reverse.kind()), " in ", name(reverse.dtype()),
-        ", expected the forward one's ", name(forward.kind()), " in ", name(forward.dtype()));
-  check(forward.input_size() == reverse.input_size() &&
-            forward.hidden_size() == reverse.hidden_size() &&
-            forward.output_size() == reverse.output_size(),
-        op, ": the reverse weight has input, hidden and output sizes ", reverse.input_size(), ", ",
-        reverse.hidden_size(), " and ", reverse.output_size(), ", expected the forward one's ",
-        forward.input_size(), ", ", forward.hidden_size(), " and ", forward.output_size());
+        ": weights is a pair of kinds ", name(forward.kind()), " and ", name(reverse.kind()),
+        " in ", name(forward.dtype()), " and ", name(reverse.dtype()), ", expected equal ones");
+  const auto sizes = [](const RecurrentWeight& weight) {
+    return to_string({weight.input_size(), weight.hidden_size(), weight.output_size()});
+  };
+  check(sizes(forward) == sizes(reverse), op,
+        ": weights is a pair of input, hidden and output sizes ", sizes(forward), " and ",
+        sizes(reverse), ", expected equal ones");
 }
 
 // In which order sequences are taken and how many of them reach each step.
@@ -134,9 +136,9 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seql
   const Directions directions = parse_direction(op, direction);
   const auto count = static_cast<std::size_t>(directions.count);
   check(weights.size() == count, op, ": weights are ", weights.size(), " for direction '",
-        direction, "', expected ", count == 1 ? "one" : "a pair");
+        direction, "', expected ", count);
   const RecurrentWeight& weight = *weights[0];
-  for (const RecurrentWeight* each : weights) check_weight(op, op, *each);
+  for (const RecurrentWeight* each : weights) check_weight(op, "weights", op, *each);
   check_pair(op, weight, *weights[count - 1]);
   check_input(op, x, weight);
   check_cu_seqlens(op, "cu_seqlens", cu_seqlens, x.size(0));
@@ -211,7 +213,7 @@ std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Te
                                                         const std::optional<Tensor>& c) {
   const std::string text = op;
   const std::string layer = text.substr(0, text.find('_'));
-  check_weight(op, layer, weight);
+  check_weight(op, "weight", layer, weight);
   check_input(op, x, weight);
   const std::int64_t batch = x.size(0);
   check_tensor(op, "h", h, DType::float32, {batch, weight.output_size()});
