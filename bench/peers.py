@@ -46,6 +46,7 @@ ENGINES = {
     "onnxruntime": Engine("ONNX Runtime", ("onnxruntime", "onnx", "torch", "transformers")),
     "openvino": Engine("OpenVINO", ("openvino", "onnx", "torch", "transformers")),
     "ctranslate2": Engine("CTranslate2", ("ctranslate2", "torch", "transformers")),
+    "numpy": Engine("NumPy", ("numpy",)),
 }
 
 

@@ -320,7 +320,7 @@ def _colors(results: Sequence[CaseResult]) -> dict[str, str]:
     present = {engine for result in results for engine in result.engines}
     palette = (
         *("tab:red", "tab:pink", "tab:brown"),  # softgate's
-        *("tab:orange", "tab:olive", "tab:blue", "tab:purple", "tab:green"),
+        *("tab:orange", "tab:olive", "tab:blue", "tab:purple", "tab:green", "tab:gray"),
     )
     return {
         engine: color for engine, color in zip(ENGINES, palette, strict=True) if engine in present

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from softgate import ops
 
 WEIGHTS = (
@@ -35,8 +36,11 @@ PHONEMES = (  # noqa: SIM905
 ).split()
 START, END = 2, 3
 LONGEST = 20  # phonemes of a word
+HIDDEN = 256
 
-Arrays = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+Arrays = Mapping[str, FloatArray]
 
 
 def load_weights() -> Arrays:
@@ -104,7 +108,7 @@ class G2p:
                     result[batch[i]].append(PHONEMES[phoneme])
         return result
 
-    def read(self, words: Sequence[str]) -> np.ndarray:
+    def read(self, words: Sequence[str]) -> FloatArray:
         """The encoder's last states, `[words, 256]`."""
         ids = [letter_ids(word) for word in words]
         cu_seqlens = np.cumsum([0, *map(len, ids)], dtype=np.int32)
@@ -112,19 +116,24 @@ class G2p:
         _, h_n = ops.gru(x, cu_seqlens, self.encoder)
         return h_n[0]
 
-    def spell(self, h: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def spell(self, h: Any) -> Iterator[tuple[IntArray, IntArray]]:
         """At each step, the words that have not ended, by index, and their next phonemes."""
         words = np.arange(len(h))
         phonemes = np.full(len(h), START)
         for _ in range(LONGEST):
-            x = ops.embedding([phonemes], [self.phoneme_table])  # [words, 256]
-            h = ops.gru_cell(x, self.decoder, h)
-            phonemes = ops.linear(h, self.output, self.output_bias).argmax(axis=1)
+            h, phonemes = self.step(phonemes, h)
             going_on = phonemes != END
             words, phonemes, h = words[going_on], phonemes[going_on], h[going_on]
+            yield words, phonemes
             if len(words) == 0:
                 return
-            yield words, phonemes
+
+    def step(self, phonemes: IntArray, h: FloatArray) -> tuple[FloatArray, IntArray]:
+        """From `[words]` phonemes and `[words, 256]` states to the next ones."""
+        x = ops.embedding([phonemes], [self.phoneme_table])  # [words, 256]
+        h = ops.gru_cell(x, self.decoder, h)
+        logits = ops.linear(h, self.output, self.output_bias)  # [words, phonemes]
+        return h, logits.argmax(axis=1)
 
 
 class NumpyG2p:
@@ -137,7 +146,7 @@ class NumpyG2p:
         return [self.word(word) for word in words]
 
     def word(self, word: str) -> list[str]:
-        h = np.zeros((1, 256), np.float32)
+        h = np.zeros((1, HIDDEN), np.float32)
         for letter in letter_ids(word):
             h = self.cell("enc", self.weights["enc_emb"][[letter]], h)
         said: list[int] = []
@@ -150,7 +159,7 @@ class NumpyG2p:
             said.append(phoneme)
         return [PHONEMES[phoneme] for phoneme in said]
 
-    def cell(self, name: str, x: np.ndarray, h: np.ndarray) -> np.ndarray:
+    def cell(self, name: str, x: FloatArray, h: FloatArray) -> FloatArray:
         w_ih, w_hh, b_ih, b_hh = (
             self.weights[f"{name}_{part}"] for part in ("w_ih", "w_hh", "b_ih", "b_hh")
         )
