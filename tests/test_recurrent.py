@@ -289,7 +289,7 @@ WIDE = np.linspace(-100.0, 100.0, 40001, dtype=np.float32)
 def apply_gate(kind, **biases):
     """Every value of WIDE through one unit whose weights are zeros but for one input's.
 
-    biases: of the gates, in torch's order; None for the gate that gets the value.
+    biases: of the gates, in their order; None for the gate that gets the value.
     """
     gates = np.array([np.nan if bias is None else bias for bias in biases.values()], np.float32)
     weight = ops.pack_recurrent(
