@@ -249,13 +249,7 @@ def test_torch_tensors_come_in_by_dlpack():
     assert_all_same_bits(ours(torch.from_numpy(x)), ours(x))
 
 
-ONE_CHAIN = pytest.mark.xfail(reason="sums start from the input's part: 1.4 times torch's error")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if n in ("lstm", "gru") else ONE_CHAIN) for n in MAKES],
-)
+@pytest.mark.parametrize("name", MAKES)
 def test_2000_steps_drift_no_further_than_torch(name, isa):
     """The sums' order is another, so that the errors' root mean square differs by chance."""
     steps, size = 2000, 64

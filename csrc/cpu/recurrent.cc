@@ -23,6 +23,8 @@ constexpr int kPanelsFor = Rows == 1 || kLanes == 16 ? kPanelsAtOnce : 2;
 
 constexpr std::int64_t kLineBytes = 64;
 
+constexpr std::int64_t kProjectionSliceDepth = 16;
+
 // Multiply-adds per step and member that are worth a barrier.
 constexpr std::int64_t kMemberWork = 32 << 10;
 
@@ -40,9 +42,14 @@ struct Target {
   float* sums;          // [rows, kPanel], sums_stride between rows
 };
 
+struct Range {
+  std::int64_t begin, end;
+};
+
 struct Operand {
   const float* a;  // [rows, depth]
   std::int64_t stride, rows, depth;
+  std::int64_t slice_depth = kSliceDepth;  // at most
 };
 
 template <int N>
@@ -84,21 +91,27 @@ struct BFloat16 {
   SG_INLINE void load_row(const std::uint32_t* p, vf& b0, vf& b1) { load_bfloat16(p, b0, b1); }
 };
 
-// sums += a @ panel for all R rows and P panels at once, each sum a chain in the order of depth.
+// A sum is built from slices of the depth, each a chain that starts at zero: a chain that starts at
+// the input's part, which is often large, would round to that part's precision at every step.
+SG_INLINE std::int64_t slices_of(const Operand& x) { return ceil_div(x.depth, x.slice_depth); }
+SG_INLINE Range slice_of(const Operand& x, std::int64_t s) {
+  const std::int64_t slices = slices_of(x);
+  return {part_begin(x.depth, slices, s), part_begin(x.depth, slices, s + 1)};
+}
+
+// sums += a slice of a @ panel, for all R rows and P panels at once.
 template <class Format, int R, int P>
-void add_few(const Operand& x, const Target* targets, std::int64_t sums_stride) {
+SG_INLINE void add_slice(const Operand& x, const Target* targets, std::int64_t sums_stride,
+                         Range slice) {
   vf c[R][P][2];
   const typename Format::Element* panel[P];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
     panel[p] = static_cast<const typename Format::Element*>(targets[p].panel);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      c[r][p][0] = load(targets[p].sums + r * sums_stride);
-      c[r][p][1] = load(targets[p].sums + r * sums_stride + kLanes);
-    }
+    for (int r = 0; r < R; ++r) c[r][p][0] = c[r][p][1] = zero();
   }
-  for (std::int64_t k = 0; k < x.depth; ++k) {
+  for (std::int64_t k = slice.begin; k < slice.end; ++k) {
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
       vf b0, b1;
@@ -115,10 +128,17 @@ void add_few(const Operand& x, const Target* targets, std::int64_t sums_stride) 
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      store(targets[p].sums + r * sums_stride, c[r][p][0]);
-      store(targets[p].sums + r * sums_stride + kLanes, c[r][p][1]);
+      float* sums = targets[p].sums + r * sums_stride;
+      store(sums, add(load(sums), c[r][p][0]));
+      store(sums + kLanes, add(load(sums + kLanes), c[r][p][1]));
     }
   }
+}
+
+template <class Format, int R, int P>
+void add_few(const Operand& x, const Target* targets, std::int64_t sums_stride) {
+  for (std::int64_t s = 0; s < slices_of(x); ++s)
+    add_slice<Format, R, P>(x, targets, sums_stride, slice_of(x, s));
 }
 
 // A slice of a panel as float32: in place, or widened for all the rows that pass over it.
@@ -135,18 +155,17 @@ SG_INLINE const float* widen(BFloat16, const std::uint32_t* panel, std::int64_t 
   return slice;
 }
 
-// Many rows and one panel, whose depth is cut so that a slice stays in L1 while rows pass over it.
+// Many rows and one panel, a slice of which stays in L1 while rows pass over it.
 template <class Format>
 void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) {
   const auto* panel = static_cast<const typename Format::Element*>(target.panel);
-  const std::int64_t slices = ceil_div(x.depth, kSliceDepth);
   const std::int64_t tiles = ceil_div(x.rows, kTileRows);
-  for (std::int64_t s = 0; s < slices; ++s) {
-    const std::int64_t k = part_begin(x.depth, slices, s);
-    const std::int64_t depth = part_begin(x.depth, slices, s + 1) - k;
+  for (std::int64_t s = 0; s < slices_of(x); ++s) {
+    const auto [k, end] = slice_of(x, s);
+    const std::int64_t depth = end - k;
     const float* slice = widen(Format(), panel + k * Format::kRow, depth);
     // The next slice, or the next panel: they follow each other.
-    const auto* next = reinterpret_cast<const float*>(panel + (k + depth) * Format::kRow);
+    const auto* next = reinterpret_cast<const float*>(panel + end * Format::kRow);
     const std::int64_t lines =
         depth * Format::kRow * static_cast<std::int64_t>(sizeof *panel) / kLineBytes;
     const std::int64_t steps = max_int(1, depth / kPrefetchSteps) * tiles;
@@ -154,10 +173,9 @@ void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) 
     for (std::int64_t t = 0; t < tiles; ++t) {
       const std::int64_t row = part_begin(x.rows, tiles, t);
       with_rows(part_begin(x.rows, tiles, t + 1) - row, [&](auto tile) {
-        float* sums = target.sums + row * sums_stride;
-        load(tile, sums, sums_stride);
+        clear(tile);
         multiply(tile, x.a + row * x.stride + k, x.stride, slice, depth, ahead);
-        store(tile, sums, sums_stride);
+        add_to(tile, target.sums + row * sums_stride, sums_stride);
       });
     }
   }
@@ -295,10 +313,6 @@ class Int8Product {
   DotElement* quantised_;  // [rows, stride]
   float* scales_;          // [rows]
   std::int32_t* starts_;   // [rows], what takes the weights' offset away again
-};
-
-struct Range {
-  std::int64_t begin, end;
 };
 
 // One member's way through one direction.
@@ -444,7 +458,10 @@ class Member {
       const Phase& phase = cell_.phase[i];
       const bool last = i + 1 == cell_.phases && !projected;
       const float* from = i == 0 ? h(step) : direction_.intermediate;
-      const Operand x{from, args_.state_stride, args_.active[step], args_.output_size};
+      const Operand x{.a = from,
+                      .stride = args_.state_stride,
+                      .rows = args_.active[step],
+                      .depth = args_.output_size};
       float* to = last ? h(step + 1) : direction_.intermediate;
       if (args_.dtype == DType::int8)
         run_phase(phase, step, first_row, Int8Product(x), to);
@@ -499,15 +516,24 @@ class Member {
 
   void project_state(std::int64_t step) {
     const Range panels = own(ceil_div(args_.output_size, kPanel));
-    const FloatProduct<Float32> product(
-        {direction_.intermediate, args_.state_stride, args_.active[step], args_.hidden_size});
-    for (std::int64_t p = panels.begin; p < panels.end; ++p) {
-      float* to = h(step + 1) + p * kPanel;
-      for (std::int64_t i = 0; i < args_.active[step]; ++i)
-        clear(to + i * args_.state_stride, kPanel);
-      const float* panel = direction_.weights.weight_hr + p * args_.hidden_size * kPanel;
-      const Target target{panel, nullptr, to};
-      product.add(&target, 1, args_.state_stride);
+    // Nothing but this product rounds the state, so its chains are short.
+    const FloatProduct<Float32> product({.a = direction_.intermediate,
+                                         .stride = args_.state_stride,
+                                         .rows = args_.active[step],
+                                         .depth = args_.hidden_size,
+                                         .slice_depth = kProjectionSliceDepth});
+    for (std::int64_t p = panels.begin; p < panels.end; p += kPanelsAtOnce) {
+      Target targets[kPanelsAtOnce];
+      int count = 0;
+      for (; count < min_int(kPanelsAtOnce, panels.end - p); ++count) {
+        float* to = h(step + 1) + (p + count) * kPanel;
+        for (std::int64_t i = 0; i < args_.active[step]; ++i)
+          clear(to + i * args_.state_stride, kPanel);
+        const float* weight =
+            direction_.weights.weight_hr + (p + count) * args_.hidden_size * kPanel;
+        targets[count] = {weight, nullptr, to};
+      }
+      product.add(targets, count, args_.state_stride);
     }
     write_out(step, {panels.begin * kPanel, min_int(panels.end * kPanel, args_.output_size)});
   }

@@ -16,8 +16,8 @@
 // at each sequence's last token. Missing states are zeros; a sequence of length 0 gives its initial
 // state back. out overlaps no input. NaN propagates.
 //
-// Each sum is one chain, the input's part first: results do not depend on the batch's other
-// sequences or on the number of threads.
+// A sum adds, in a fixed order, the input's part and chains of fixed length over the state: results
+// do not depend on the batch's other sequences or on the number of threads.
 #pragma once
 
 #include <optional>
