@@ -161,11 +161,11 @@ void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) 
   const auto* panel = static_cast<const typename Format::Element*>(target.panel);
   const std::int64_t tiles = ceil_div(x.rows, kTileRows);
   for (std::int64_t s = 0; s < slices_of(x); ++s) {
-    const auto [k, end] = slice_of(x, s);
-    const std::int64_t depth = end - k;
-    const float* slice = widen(Format(), panel + k * Format::kRow, depth);
+    const Range part = slice_of(x, s);
+    const std::int64_t depth = part.end - part.begin;
+    const float* slice = widen(Format(), panel + part.begin * Format::kRow, depth);
     // The next slice, or the next panel: they follow each other.
-    const auto* next = reinterpret_cast<const float*>(panel + end * Format::kRow);
+    const auto* next = reinterpret_cast<const float*>(panel + part.end * Format::kRow);
     const std::int64_t lines =
         depth * Format::kRow * static_cast<std::int64_t>(sizeof *panel) / kLineBytes;
     const std::int64_t steps = max_int(1, depth / kPrefetchSteps) * tiles;
@@ -174,7 +174,7 @@ void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) 
       const std::int64_t row = part_begin(x.rows, tiles, t);
       with_rows(part_begin(x.rows, tiles, t + 1) - row, [&](auto tile) {
         clear(tile);
-        multiply(tile, x.a + row * x.stride + k, x.stride, slice, depth, ahead);
+        multiply(tile, x.a + row * x.stride + part.begin, x.stride, slice, depth, ahead);
         add_to(tile, target.sums + row * sums_stride, sums_stride);
       });
     }
