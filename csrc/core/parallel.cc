@@ -29,6 +29,7 @@ using Body = void (*)(void*, std::int64_t, std::int64_t);
 constexpr int kMaxThreads = 1024;
 constexpr std::size_t kCacheLine = 64;
 constexpr auto kSpinTime = std::chrono::microseconds(100);
+constexpr auto kCrowdedSpinTime = std::chrono::microseconds(5);
 
 void relax() {
 #if defined(__x86_64__)
@@ -38,18 +39,21 @@ void relax() {
 #endif
 }
 
-// Spins for kSpinTime; reads the clock rarely, for it costs more than a turn.
+// Spins for a time; reads the clock rarely, for it costs more than a turn.
 class Spinner {
  public:
+  explicit Spinner(std::chrono::microseconds time = kSpinTime) : time_(time) {}
+
   bool again() {
     relax();
     if (++turns_ % 32 != 0) return true;
     const auto now = std::chrono::steady_clock::now();
-    if (turns_ == 32) end_ = now + kSpinTime;
+    if (turns_ == 32) end_ = now + time_;
     return now < end_;
   }
 
  private:
+  const std::chrono::microseconds time_;
   std::chrono::steady_clock::time_point end_;
   unsigned turns_ = 0;
 };
@@ -261,7 +265,8 @@ class Barrier : public Team {
     const std::uint32_t count = mine.load(std::memory_order_relaxed) + 1;
     mine.store(count);
     mine.notify_all();
-    for (Arrivals& other : arrivals_) await(other.count, count);
+    bool& crowded = arrivals_[static_cast<std::size_t>(member)].crowded;
+    for (Arrivals& other : arrivals_) await(other.count, count, crowded);
     if (broken_.load()) throw TeamBroken();
   }
 
@@ -277,16 +282,22 @@ class Barrier : public Team {
  private:
   struct alignas(kCacheLine) Arrivals {
     std::atomic<std::uint32_t> count{0};
+    bool crowded = false;  // the member's own
   };
 
-  // No member is more than one arrival ahead of another.
-  static void await(const std::atomic<std::uint32_t>& arrivals, std::uint32_t count) {
-    Spinner spinner;
-    for (;;) {
-      const std::uint32_t seen = arrivals.load(std::memory_order_acquire);
-      if (seen == count || seen == count + 1) return;
-      if (!spinner.again()) arrivals.wait(seen, std::memory_order_acquire);
-    }
+  // No member is more than one arrival ahead of another. Where spinning was in vain the last time,
+  // who is late may be waiting for this very CPU: then it gets it soon.
+  static void await(const std::atomic<std::uint32_t>& arrivals, std::uint32_t count,
+                    bool& crowded) {
+    const auto arrived = [&](std::uint32_t seen) { return seen == count || seen == count + 1; };
+    std::uint32_t seen = arrivals.load(std::memory_order_acquire);
+    if (arrived(seen)) return;
+    Spinner spinner(crowded ? kCrowdedSpinTime : kSpinTime);
+    do {
+      crowded = !spinner.again();
+      if (crowded) arrivals.wait(seen, std::memory_order_acquire);
+      seen = arrivals.load(std::memory_order_acquire);
+    } while (!arrived(seen));
   }
 
   std::vector<Arrivals> arrivals_;
