@@ -86,14 +86,17 @@ def letter_ids(word: str) -> list[int]:
 
 class G2p:
     def __init__(self, weights: Arrays) -> None:
+        # A table's row times a weight is a row of their product: ids go in as one-hot rows, of
+        # which there are fewer columns.
         def gru(name: str) -> ops.RecurrentWeight:
-            parts = ("w_ih", "w_hh", "b_ih", "b_hh")
-            return ops.pack_recurrent("gru", *(weights[f"{name}_{part}"] for part in parts))
+            folded = weights[f"{name}_w_ih"] @ weights[f"{name}_emb"].T
+            rest = (weights[f"{name}_{part}"] for part in ("w_hh", "b_ih", "b_hh"))
+            return ops.pack_recurrent("gru", folded, *rest)
 
-        self.letter_table = weights["enc_emb"]  # [letters, 256]
         self.encoder = gru("enc")
-        self.phoneme_table = weights["dec_emb"]  # [phonemes, 256]
         self.decoder = gru("dec")
+        self.letters = np.eye(len(LETTERS), dtype=np.float32)
+        self.phonemes = np.eye(len(PHONEMES), dtype=np.float32)
         self.output = ops.pack(weights["fc_w"])  # [phonemes, 256]
         self.output_bias = weights["fc_b"]
 
@@ -112,7 +115,7 @@ class G2p:
         """The encoder's last states, `[words, 256]`."""
         ids = [letter_ids(word) for word in words]
         cu_seqlens = np.cumsum([0, *map(len, ids)], dtype=np.int32)
-        x = ops.embedding([np.concatenate(ids)], [self.letter_table])  # [letters of all, 256]
+        x = self.letters[np.concatenate(ids)]  # [letters of all words, letters]
         _, h_n = ops.gru(x, cu_seqlens, self.encoder)
         return h_n[0]
 
@@ -130,8 +133,7 @@ class G2p:
 
     def step(self, phonemes: IntArray, h: FloatArray) -> tuple[FloatArray, IntArray]:
         """From `[words]` phonemes and `[words, 256]` states to the next ones."""
-        x = ops.embedding([phonemes], [self.phoneme_table])  # [words, 256]
-        h = ops.gru_cell(x, self.decoder, h)
+        h = ops.gru_cell(self.phonemes[phonemes], self.decoder, h)
         logits = ops.linear(h, self.output, self.output_bias)  # [words, phonemes]
         return h, logits.argmax(axis=1)
 

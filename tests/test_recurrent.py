@@ -140,12 +140,17 @@ EACH = [
     for kind in GATES
     for hidden, direction in ((9, "bidirectional"), (70, "forward"), (33, "reverse"))
 ]
+EACH += [  # several slices of the depth, which few rows and many must cut alike
+    RecurrentCase("lstm", RAGGED, 300, 530, 420),
+    RecurrentCase("gru_reset_before", RAGGED, 7, 530),
+]
 PROJECTED = RecurrentCase("lstm", RAGGED, 7, 40, 17, "bidirectional")
 LOW = [
     RecurrentCase(kind, RAGGED, 7, 33, dtype=dtype, direction="bidirectional")
     for kind in GATES
     for dtype in ("bfloat16", "int8")
 ]
+LOW += [RecurrentCase("gru", RAGGED, 7, 530, dtype=dtype) for dtype in ("bfloat16", "int8")]
 
 
 @pytest.mark.parametrize("case", [*EACH, PROJECTED, *LOW], ids=str)
