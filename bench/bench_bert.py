@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bench import exports
-from bench.case import Array, Call, Case, Inputs
+from bench import exports, sessions
+from bench.case import Array, Call, Case, Inputs, ragged
 from bench.limits import Work
 
 CLS, SEP, FIRST_WORD, VOCABULARY = 101, 102, 1000, 30000
@@ -116,19 +116,10 @@ class Bert(Case):
         return Call(encode, self.real_tokens)
 
     def onnxruntime(self, inputs: Inputs) -> Call:
-        import os
-
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
         ids, mask = self.padded(inputs)
-        for axis, size in zip(("batch", "sequence"), ids.shape, strict=True):
-            options.add_free_dimension_override_by_name(axis, size)
-        session = onnxruntime.InferenceSession(
+        session = sessions.onnxruntime_session(
             exports.export_path(self.model, "onnxruntime") / "model.onnx",
-            options,
-            providers=["CPUExecutionProvider"],
+            dict(zip(("batch", "sequence"), ids.shape, strict=True)),
         )
         arrays = {"input_ids": ids, "attention_mask": mask}
         # The optimizer narrows some inputs to int32.
@@ -139,46 +130,29 @@ class Bert(Case):
         return Call(lambda: session.run(None, feed)[0], self.real_tokens)
 
     def openvino(self, inputs: Inputs) -> Call:
-        import os
-
         import openvino
 
-        core = openvino.Core()
-        model = core.read_model(exports.export_path(self.model, "openvino") / "model.xml")
+        model = openvino.Core().read_model(
+            exports.export_path(self.model, "openvino") / "model.xml"
+        )
         ids, mask = self.padded(inputs)
         model.reshape({port: list(ids.shape) for port in model.inputs})
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": int(os.environ["OMP_NUM_THREADS"]),
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        request = core.compile_model(model, "CPU", settings).create_infer_request()
-        feed = [ids, mask]
-        return Call(
-            lambda: request.infer(feed, share_inputs=True, share_outputs=True)[0], self.real_tokens
-        )
+        return Call(sessions.openvino_run(model, [ids, mask]), self.real_tokens)
 
     def ctranslate2(self, inputs: Inputs) -> Call:
-        import os
-
         import ctranslate2
 
         encoder = ctranslate2.Encoder(
             str(exports.export_path(self.model, "ctranslate2")),
             compute_type="float32",
             inter_threads=1,
-            intra_threads=int(os.environ["OMP_NUM_THREADS"]),
+            intra_threads=sessions.threads(),
         )
         ids = inputs["ids"]
         return Call(
             lambda: encoder.forward_batch(ids),
             lambda output: self.real_tokens(output.last_hidden_state),
         )
-
-
-def ragged(count: int) -> tuple[int, ...]:
-    """Lengths drawn evenly from 8 to 128, always the same ones."""
-    return tuple(int(n) for n in np.random.default_rng(0).integers(8, 129, size=count))
 
 
 BATCHES = {

@@ -20,7 +20,8 @@ Inputs = dict[str, Any]
 ALIGNMENT = 16  # floats: a cache line
 
 KERNELS = ("linear", "attention", "add_norm", "embedding", "softmax", "pool", "normalize")
-MODELS = ("bert",)
+MODELS = ("bert", "g2p")
+RECURRENT = ("recurrent",)
 
 
 def as_numpy(output: Any) -> Array:
@@ -54,6 +55,15 @@ class Case(ABC):
     @property
     @abstractmethod
     def work(self) -> Work: ...
+
+    @property
+    def group(self) -> str:
+        """Cases of one group are summed up together."""
+        return ""
+
+    def tolerance_of(self, engine: str) -> float:
+        """For an engine that stores its weights in fewer bits, a wider one."""
+        return self.tolerance
 
     @abstractmethod
     def inputs(self) -> Inputs:
@@ -98,3 +108,8 @@ def normal(*shape: int, seed: int = 0) -> Array:
     array = buffer[first : first + count].reshape(shape)
     np.random.default_rng(seed).standard_normal(dtype=np.float32, out=array)
     return array
+
+
+def ragged(count: int) -> tuple[int, ...]:
+    """Lengths drawn evenly from 8 to 128, always the same ones."""
+    return tuple(int(n) for n in np.random.default_rng(0).integers(8, 129, size=count))

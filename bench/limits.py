@@ -9,26 +9,34 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "csrc" / "bench" / "limits.cc"
 PROGRAM = ROOT / "build" / "bench-cache" / "limits"
+CURVES = ("fma", "read", "copy", "copy_streaming")
 
 
 @dataclass(frozen=True)
 class Work:
     """What a case asks of the machine at the least.
 
-    `bytes` counts every operand once; `traffic` says whether they are mostly read (weights) or
-    read and written in like amounts, and so which bandwidth bounds them.
+    `bytes` counts every operand once, or as often as `working_set` bytes are read again; `traffic`
+    says whether they are mostly read (weights) or read and written in like amounts, and so which
+    bandwidth bounds them.
     """
 
     flops: float
     bytes: float
     traffic: Literal["read", "copy"] = "copy"
+    working_set: float | None = None
+
+    @property
+    def touched(self) -> float:
+        """Different bytes: they decide which cache can hold them."""
+        return self.bytes if self.working_set is None else self.working_set
 
     @property
     def intensity(self) -> float:
@@ -39,10 +47,12 @@ class Work:
 @dataclass(frozen=True)
 class Limits:
     """Peak fp32 FMA rate in GFLOP/s by number of threads; bandwidth in GB/s by bytes touched, with
-    all `threads` threads. Copies count bytes read and bytes written."""
+    all `threads` threads. Copies count bytes read and bytes written. `l2`: bytes in the L2 caches
+    of that many cores, 0 when unknown."""
 
     threads: int
     vector_bits: int
+    l2: int
     fma: Mapping[int, float]
     read: Mapping[int, float]
     copy: Mapping[int, float]
@@ -51,10 +61,19 @@ class Limits:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Limits:
         curves = {
-            name: {int(key): float(value) for key, value in data[name].items()}
-            for name in ("fma", "read", "copy", "copy_streaming")
+            name: {int(key): float(value) for key, value in data[name].items()} for name in CURVES
         }
-        return cls(threads=data["threads"], vector_bits=data["vector_bits"], **curves)
+        return cls(
+            threads=data["threads"], vector_bits=data["vector_bits"], l2=data["l2"], **curves
+        )
+
+    def or_better(self, other: Limits) -> Limits:
+        """The higher of two measurements of one machine: what disturbs them only slows."""
+        curves: dict[str, Any] = {}
+        for name in CURVES:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            curves[name] = {key: max(rate, theirs[key]) for key, rate in ours.items()}
+        return replace(self, **curves)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,12 +91,16 @@ class Limits:
     def bandwidth(self, work: Work) -> float:
         """GB/s at the working set of `work`; for copies of the better kind of store."""
         if work.traffic == "read":
-            return interpolate(self.read, work.bytes)
-        return max(interpolate(curve, work.bytes) for curve in (self.copy, self.copy_streaming))
+            return interpolate(self.read, work.touched)
+        return max(interpolate(curve, work.touched) for curve in (self.copy, self.copy_streaming))
 
     def seconds(self, work: Work) -> float:
         """The roofline (Williams et al. 2009): the slower of computing and moving the bytes."""
         return max(work.flops / self.peak_gflops, work.bytes / self.bandwidth(work)) / 1e9
+
+    def is_arithmetic(self, work: Work) -> bool:
+        """Whether computing is the slower of the two."""
+        return work.flops / self.peak_gflops >= work.bytes / self.bandwidth(work)
 
 
 def interpolate(curve: Mapping[int, float], size: float) -> float:

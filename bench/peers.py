@@ -32,14 +32,21 @@ class Engine:
     label: str
     packages: tuple[str, ...]
 
+    @property
+    def is_peer(self) -> bool:
+        return self.packages[0] != "softgate"
+
 
 ENGINES = {
     "softgate": Engine("softgate", ("softgate",)),
+    "softgate_bf16": Engine("softgate bf16", ("softgate",)),
+    "softgate_int8": Engine("softgate int8", ("softgate",)),
     "torch": Engine("torch", ("torch",)),
     "torch_compile": Engine("torch.compile", ("torch",)),
     "onnxruntime": Engine("ONNX Runtime", ("onnxruntime", "onnx", "torch", "transformers")),
-    "openvino": Engine("OpenVINO", ("openvino", "torch", "transformers")),
+    "openvino": Engine("OpenVINO", ("openvino", "onnx", "torch", "transformers")),
     "ctranslate2": Engine("CTranslate2", ("ctranslate2", "torch", "transformers")),
+    "numpy": Engine("NumPy", ("numpy",)),
 }
 
 

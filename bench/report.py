@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.limits import Limits
+from bench.limits import Limits, Work
 from bench.peers import ENGINES
 from bench.runner import CaseResult, EngineResult
 from bench.timing import geometric_mean
@@ -27,15 +27,28 @@ def milliseconds(seconds: float) -> str:
 def rate(result: CaseResult, seconds: float, limits: Limits) -> str:
     """GFLOP/s where arithmetic bounds the case, GB/s where memory does."""
     work = result.work
-    if work.flops / limits.peak_gflops >= work.bytes / limits.bandwidth(work):
+    if limits.is_arithmetic(work):
         return f"{digits(work.flops / seconds / 1e9)} GFLOP/s"
     return f"{digits(work.bytes / seconds / 1e9)} GB/s"
+
+
+def bound(work: Work, limits: Limits) -> str:
+    """What the limit consists in: arithmetic, or a bandwidth and the bytes it was measured at."""
+    if limits.is_arithmetic(work):
+        return "FMA"
+    where = ""
+    if limits.l2:
+        where = ", in L2" if work.touched < limits.l2 else ", beyond L2"
+    return f"{digits(work.touched / 2**20)} MiB at {digits(limits.bandwidth(work))} GB/s{where}"
 
 
 def case_lines(result: CaseResult, limits: Limits) -> list[str]:
     """A block of the console's table: the case, then a line an engine."""
     limit = limits.seconds(result.work)
-    lines = [f"{result.bench} {result.name}   (limit {milliseconds(limit)})"]
+    lines = [
+        f"{result.bench} {result.name}   "
+        f"(limit {milliseconds(limit)}: {bound(result.work, limits)})"
+    ]
     peer = result.best_peer()
     for engine, outcome in result.engines.items():
         label = f"  {ENGINES[engine].label:<14}"
@@ -44,16 +57,81 @@ def case_lines(result: CaseResult, limits: Limits) -> list[str]:
             continue
         median = outcome.timing.median
         low, high = outcome.timing.spread
+        times = (
+            f"{label}{milliseconds(median):>10}  {milliseconds(low):>9} .. {milliseconds(high):<9}"
+        )
+        if is_variant(engine):
+            # Fewer bits have a limit of their own, which is not measured.
+            lines.append(f"{times}  {variant_note(result, engine)}".rstrip())
+            continue
         note = ""
         if peer is not None and engine == peer[0]:
             note = "best peer"
         elif engine == "softgate" and (speedup := result.speedup()) is not None:
             note = f"{speedup:.2f} x best peer"
         lines.append(
-            f"{label}{milliseconds(median):>10}  {milliseconds(low):>9} .. {milliseconds(high):<9}"
-            f"{rate(result, median, limits):>13}{limit / median:>6.0%} of limit  {note}".rstrip()
+            f"{times}{rate(result, median, limits):>13}{limit / median:>6.0%} of limit  "
+            f"{note}".rstrip()
         )
     return lines
+
+
+def is_variant(engine: str) -> bool:
+    """Whether it is softgate with weights of fewer bits."""
+    return engine != "softgate" and not ENGINES[engine].is_peer
+
+
+def variant_note(result: CaseResult, engine: str) -> str:
+    notes = []
+    if (gain := result.over_float32(engine)) is not None:
+        notes.append(f"{gain:.2f} x float32")
+    if (error := result.engines[engine].error) is not None:
+        notes.append(f"off by {error:.1e}")
+    return ", ".join(notes)
+
+
+def table_lines(results: Sequence[CaseResult], limits: Limits) -> list[str]:
+    """Markdown, a row for each case that softgate and a peer have answered."""
+    lines = ["| case | softgate | best peer | ratio | share of the limit |", f"|{' --- |' * 5}"]
+    for result in results:
+        ours, peer = result.median("softgate"), result.best_peer()
+        if ours is None or peer is None:
+            continue
+        engine, median = peer
+        limit = limits.seconds(result.work)
+        cells = (
+            result.name,
+            milliseconds(ours),
+            f"{milliseconds(median)}, {ENGINES[engine].label}",
+            f"{median / ours:.2f}",
+            f"{limit / ours:.0%} of {milliseconds(limit)}: {bound(result.work, limits)}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def group_lines(results: Sequence[CaseResult], limits: Limits) -> list[str]:
+    """A line a group: softgate's speed over the best peer's, and its share of the limit."""
+    lines = []
+    for group in dict.fromkeys(result.group for result in results):
+        ratios, shares = {}, {}
+        for result in results:
+            ours, speedup = result.median("softgate"), result.speedup()
+            if result.group == group and ours is not None and speedup is not None:
+                ratios[result.name] = speedup
+                shares[result.name] = limits.seconds(result.work) / ours
+        if ratios:
+            lines.append(
+                f"{group}, {len(ratios)} cases: x best peer {mean_and_worst(ratios, '.2f')}; "
+                f"of the limit {mean_and_worst(shares, '.0%')}"
+            )
+    return lines
+
+
+def mean_and_worst(values: Mapping[str, float], form: str) -> str:
+    worst = min(values, key=values.__getitem__)
+    mean = geometric_mean(list(values.values()))
+    return f"{mean:{form}} in geometric mean, at least {values[worst]:{form}} ({worst})"
 
 
 def summary_line(results: Sequence[CaseResult]) -> str | None:
@@ -108,6 +186,7 @@ def as_json(
             {
                 "bench": result.bench,
                 "case": result.name,
+                "group": result.group,
                 "work": asdict(result.work),
                 "limit_seconds": limits.seconds(result.work),
                 "speedup_over_best_peer": result.speedup(),
@@ -239,7 +318,10 @@ def _pyplot() -> Any:
 def _colors(results: Sequence[CaseResult]) -> dict[str, str]:
     """One colour an engine, the same in every picture."""
     present = {engine for result in results for engine in result.engines}
-    palette = ("tab:red", "tab:orange", "tab:olive", "tab:blue", "tab:purple", "tab:green")
+    palette = (
+        *("tab:red", "tab:pink", "tab:brown"),  # softgate's
+        *("tab:orange", "tab:olive", "tab:blue", "tab:purple", "tab:green", "tab:gray"),
+    )
     return {
         engine: color for engine, color in zip(ENGINES, palette, strict=True) if engine in present
     }

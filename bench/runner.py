@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.case import Array, Case
 from bench.limits import Work
-from bench.peers import EngineError, Worker
+from bench.peers import ENGINES, EngineError, Worker
 from bench.timing import Effort, Timing, measure
 
 
@@ -29,17 +29,18 @@ class CaseResult:
     name: str
     work: Work
     engines: Mapping[str, EngineResult] = field(default_factory=dict)
+    group: str = ""
 
     def median(self, engine: str) -> float | None:
         result = self.engines.get(engine)
         return result.timing.median if result and result.timing else None
 
     def best_peer(self) -> tuple[str, float] | None:
-        """The fastest engine other than softgate, and its median."""
+        """The fastest engine that is not ours, and its median."""
         peers = [
             (engine, median)
             for engine in self.engines
-            if engine != "softgate" and (median := self.median(engine)) is not None
+            if ENGINES[engine].is_peer and (median := self.median(engine)) is not None
         ]
         return min(peers, key=lambda peer: peer[1], default=None)
 
@@ -47,6 +48,11 @@ class CaseResult:
         """How many times the best peer's speed softgate has."""
         ours, peer = self.median("softgate"), self.best_peer()
         return peer[1] / ours if ours and peer else None
+
+    def over_float32(self, engine: str) -> float | None:
+        """How many times the speed of softgate in float32 another of our engines has."""
+        ours, float32 = self.median(engine), self.median("softgate")
+        return float32 / ours if ours and float32 else None
 
 
 def run_case(bench: str, case: Case, workers: Mapping[str, Worker], effort: Effort) -> CaseResult:
@@ -70,17 +76,18 @@ def run_case(bench: str, case: Case, workers: Mapping[str, Worker], effort: Effo
     right = {
         engine: error
         for engine, error in errors.items()
-        if error is None or error <= case.tolerance  # NaN is not
+        if error is None or error <= case.tolerance_of(engine)  # NaN is not
     }
     for engine in errors.keys() - right.keys():
-        problem = f"wrong: off by {errors[engine]:.1e}, at most {case.tolerance:.0e} expected"
+        allowed = case.tolerance_of(engine)
+        problem = f"wrong: off by {errors[engine]:.1e}, at most {allowed:.0e} expected"
         results[engine] = EngineResult(error=errors[engine], problem=problem)
 
     timings = measure({engine: workers[engine].sample for engine in right}, effort)
     for engine, timing in timings.items():
         results[engine] = EngineResult(timing, right[engine])
     ordered = {engine: results[engine] for engine in case.engines if engine in results}
-    return CaseResult(bench, case.name, case.work, ordered)
+    return CaseResult(bench, case.name, case.work, ordered, case.group)
 
 
 def difference(answer: Array, reference: Array | None) -> float | None:

@@ -597,10 +597,16 @@ DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 RECURRENT = [
     *(RecurrentCase(kind, (3, 5), hidden_size=n) for kind in GATES for n in LENGTHS),
-    *(RecurrentCase(kind, (3, 5), n) for kind in GATES for n in (1, 8, 33)),
-    *(RecurrentCase("lstm", (3, 5), n) for n in LENGTHS),
-    *(RecurrentCase("lstm", (2,) * n) for n in BLOCK_ROWS),
-    *(RecurrentCase(kind, (2,) * n) for kind in GATES for n in (1, 2, 3, 4, 6, 7, 14, 15, 29)),
+    *(
+        RecurrentCase(kind, (3, 5), n)
+        for kind in GATES
+        for n in (LENGTHS if kind == "lstm" else (1, 8, 33))
+    ),
+    *(
+        RecurrentCase(kind, (2,) * n)
+        for kind in GATES
+        for n in (BLOCK_ROWS if kind == "lstm" else (1, 2, 3, 4, 6, 7, 14, 15, 29))
+    ),
     *(RecurrentCase(kind, (1,), hidden_size=1, input_size=1) for kind in GATES),
     *(RecurrentCase(kind, (1,) * 19, hidden_size=40) for kind in GATES),
     # directions, states, biases
@@ -635,12 +641,15 @@ RECURRENT = [
     *(
         RecurrentCase(kind, lengths, 300, 530)
         for kind in ("rnn_tanh", "lstm", "gru", "gru_reset_before")
-        for lengths in ((2,), (2,) * 15)
+        for lengths in ((2,), (2, *(1,) * 14))
     ),
     *(
-        RecurrentCase(kind, (300, 40, 200), hidden_size=65, direction="bidirectional")
-        for kind in GATES
+        RecurrentCase(kind, (250, 40, 200), hidden_size=130, direction=direction)
+        for kind, direction in zip(("gru", "gru_reset_before", "lstm"), DIRECTIONS, strict=True)
     ),
+    RecurrentCase("rnn_tanh", (300, 200), hidden_size=530),
+    *(RecurrentCase(kind, RAGGED, hidden_size=200, direction="bidirectional") for kind in GATES),
+    RecurrentCase("lstm", RAGGED, 5, 200, 100, "bidirectional"),
     *(RecurrentCase(kind, (2000,), 3, 17) for kind in GATES),
     # layouts
     *(

@@ -114,10 +114,10 @@ void teams_step_together(Random& random) {
     for (std::int64_t step = 0; step < steps; ++step) {
       const std::int64_t seen = mine[(member + 1) % team.size()];
       expect(seen == step, "every member's step before");
-      team.wait();
+      team.wait(member);
       mine[member] = step + 1;
       if (step % 5 == 4 && member == 0) nap(150);
-      team.wait();
+      team.wait(member);
     }
     if (member == 0) sizes[static_cast<std::size_t>(index)] = team.size();
   });
@@ -134,7 +134,7 @@ void teams_rethrow(Random& random) {
       for (int step = 0; step < 10; ++step) {
         if (index == 1 && step == bad_step && member == bad_member % team.size())
           throw std::runtime_error("planned");
-        team.wait();
+        team.wait(member);
       }
     });
   } catch (const std::runtime_error& error) {

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from bench import __main__ as command_line
 from bench import breakdown, case, limits, peers, report, runner, startup, timing
 from bench.bench_bert import Bert
+from bench.bench_recurrent import Kind, Recurrent
 from bench.bench_softmax import Softmax
 
 
@@ -34,6 +35,7 @@ class Clock:
 LIMITS = limits.Limits(
     threads=2,
     vector_bits=256,
+    l2=2**20,
     fma={1: 50.0, 2: 100.0},
     read={1024: 80.0, 1024**2: 20.0},
     copy={1024: 40.0, 1024**2: 10.0},
@@ -100,6 +102,25 @@ def test_limit_is_the_slower_of_arithmetic_and_memory() -> None:
     assert LIMITS.seconds(arithmetic) == pytest.approx(1e9 / 100e9)
     memory = limits.Work(flops=1.0, bytes=1024**2, traffic="copy")
     assert LIMITS.seconds(memory) == pytest.approx(1024**2 / 15e9)
+    again = limits.Work(flops=1.0, bytes=1024**2, traffic="read", working_set=1024)
+    assert LIMITS.seconds(again) == pytest.approx(1024**2 / 80e9)
+
+
+def test_the_bound_is_said() -> None:
+    assert report.bound(limits.Work(flops=1e9, bytes=1024), LIMITS) == "FMA"
+    near = limits.Work(flops=1.0, bytes=2**30, traffic="read", working_set=2**15)
+    assert report.bound(near, LIMITS) == "0.0312 MiB at 50 GB/s, in L2"
+    far = dataclasses.replace(near, working_set=None)
+    assert report.bound(far, LIMITS) == "1024 MiB at 20 GB/s, beyond L2"
+    assert report.bound(far, dataclasses.replace(LIMITS, l2=0)) == "1024 MiB at 20 GB/s"
+
+
+def test_the_better_limits_count() -> None:
+    slower = dataclasses.replace(LIMITS, fma={1: 40.0, 2: 110.0}, read={1024: 90.0, 1024**2: 19.0})
+    better = LIMITS.or_better(slower)
+    assert better.fma == {1: 50.0, 2: 110.0}
+    assert better.read == {1024: 90.0, 1024**2: 20.0}
+    assert better.copy == LIMITS.copy
 
 
 def test_a_busy_machine_is_said() -> None:
@@ -116,7 +137,7 @@ def test_digits(value: float, text: str) -> None:
     assert report.digits(value) == text
 
 
-@pytest.mark.parametrize("bench", [*case.KERNELS, *case.MODELS])
+@pytest.mark.parametrize("bench", [*case.KERNELS, *case.RECURRENT, *case.MODELS])
 def test_cases_are_complete(bench: str) -> None:
     cases = case.load_cases(bench)
     for name, one in cases.items():
@@ -196,6 +217,77 @@ def test_reports(answer: Any, tmp_path: Path) -> None:
     assert limits.Limits.from_json(content["limits"]) == LIMITS
 
 
+RECURRENT = Recurrent("gru", (3, 1, 2), 8)
+
+
+def run_recurrent(**workers: FakeWorker) -> runner.CaseResult:
+    effort = timing.Effort(seconds=0.0, min_rounds=1)
+    return runner.run_case("recurrent", RECURRENT, workers, effort)  # type: ignore[arg-type]
+
+
+def answer_of(one: Recurrent, engine: str) -> Any:
+    call = getattr(one, engine)(one.inputs())
+    return call.result(call.run())
+
+
+@pytest.mark.parametrize("engine", ["softgate", "torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("lengths", "bidirectional"),
+    [((5,), False), ((5,), True), ((4, 4, 4), True), ((3, 6, 1), False)],
+)
+@pytest.mark.parametrize("kind", ["rnn_tanh", "lstm", "gru"])
+def test_recurrent_engines_agree(
+    kind: Kind,
+    lengths: tuple[int, ...],
+    bidirectional: bool,
+    engine: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if engine not in ("softgate", "torch"):
+        pytest.importorskip("onnx")
+        pytest.importorskip(engine)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    one = Recurrent(kind, lengths, 8, bidirectional)
+    reference = one.reference(one.inputs())
+    np.testing.assert_allclose(answer_of(one, engine), reference, atol=one.tolerance)
+
+
+def test_fewer_bits_are_no_peer() -> None:
+    right = RECURRENT.reference(RECURRENT.inputs())
+    result = run_recurrent(
+        softgate=FakeWorker(right, 0.2),
+        softgate_bf16=FakeWorker(right + 1e-2, 0.1),
+        softgate_int8=FakeWorker(right + 1.0, 0.1),
+        torch=FakeWorker(right, 0.3),
+    )
+    assert result.best_peer() == ("torch", pytest.approx(0.3))
+    assert result.speedup() == pytest.approx(1.5)
+    table = "\n".join(report.case_lines(result, LIMITS))
+    assert "2.00 x float32, off by 1.0e-02" in table
+    assert "wrong: off by 1.0e+00, at most 5e-02 expected" in table
+
+
+def test_groups_are_summed_up() -> None:
+    right = RECURRENT.reference(RECURRENT.inputs())
+    slow = run_recurrent(softgate=FakeWorker(right, 0.3), torch=FakeWorker(right, 0.3))
+    fast = run_recurrent(softgate=FakeWorker(right, 0.1), torch=FakeWorker(right, 0.4))
+    alone = dataclasses.replace(slow, group="batch 1", name="one")
+    unanswered = dataclasses.replace(slow, name="two", engines={})
+    fast = dataclasses.replace(fast, name="three")
+    results = [slow, alone, unanswered, fast]
+    ragged, batch_1 = report.group_lines(results, LIMITS)
+    assert ragged.startswith(
+        "ragged, 2 cases: x best peer 2.00 in geometric mean, at least 1.00 (gru 3xraggedx8); of"
+    )
+    assert batch_1.startswith("batch 1, 1 cases: x best peer 1.00")
+    rows = report.table_lines(results, LIMITS)[2:]
+    assert [row.split(" | ")[:4] for row in rows] == [
+        ["| gru 3xraggedx8", "300 ms", "300 ms, torch", "1.00"],
+        ["| one", "300 ms", "300 ms, torch", "1.00"],
+        ["| three", "100 ms", "400 ms, torch", "4.00"],
+    ]
+
+
 @pytest.mark.parametrize("write", [report.write_roofline, report.write_bars])
 def test_pictures(answer: Any, tmp_path: Path, write: Any) -> None:
     pytest.importorskip("matplotlib")
@@ -218,7 +310,7 @@ def test_a_missing_engine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         (["kernels", "--filter", "no such case"], "no case has this in its name"),
-        (["kernels", "--engines", "torch,jax"], "'jax' is not one of softgate, torch"),
+        (["kernels", "--engines", "torch,jax"], "'jax' is not one of softgate, softgate_bf16"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str) -> None:

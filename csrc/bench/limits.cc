@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include <unistd.h>
+
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -177,10 +179,19 @@ double bandwidth(Traffic traffic, std::size_t bytes, int threads, int trials) {
   return static_cast<double>(bytes) * static_cast<double>(passes) / seconds / 1e9;
 }
 
+// Of one core; 0 when unknown.
+long l2_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  return std::max(0L, sysconf(_SC_LEVEL2_CACHE_SIZE));
+#else
+  return 0;
+#endif
+}
+
 void print_curve(const char* name, Traffic traffic, int threads, int trials, const char* end) {
   std::printf("\"%s\": {", name);
   const char* separator = "";
-  for (const std::size_t kib : {256, 1024, 4096, 16384, 65536, 262144}) {
+  for (const std::size_t kib : {256, 1024, 2048, 3072, 4096, 8192, 16384, 65536, 262144}) {
     const double rate = bandwidth(traffic, kib * 1024, threads, trials);
     std::printf("%s\"%zu\": %.2f", separator, kib * 1024, rate);
     separator = ", ";
@@ -197,7 +208,8 @@ int main(int argc, char** argv) {
   }
   const int threads = std::max(1, std::atoi(argv[1]));
   const int trials = std::max(1, std::atoi(argv[2]));
-  std::printf("{\"threads\": %d, \"vector_bits\": %zu,\n", threads, kVectorBytes * 8);
+  std::printf("{\"threads\": %d, \"vector_bits\": %zu, \"l2\": %ld,\n", threads, kVectorBytes * 8,
+              threads * l2_bytes());
   std::printf("\"fma\": {\"1\": %.2f", fma_gflops(1, 5 * trials));
   if (threads > 1) std::printf(", \"%d\": %.2f", threads, fma_gflops(threads, 5 * trials));
   std::printf("},\n");

@@ -29,6 +29,7 @@ using Body = void (*)(void*, std::int64_t, std::int64_t);
 constexpr int kMaxThreads = 1024;
 constexpr std::size_t kCacheLine = 64;
 constexpr auto kSpinTime = std::chrono::microseconds(100);
+constexpr auto kCrowdedSpinTime = std::chrono::microseconds(5);
 
 void relax() {
 #if defined(__x86_64__)
@@ -38,18 +39,21 @@ void relax() {
 #endif
 }
 
-// Spins for kSpinTime; reads the clock rarely, for it costs more than a turn.
+// Spins for a time; reads the clock rarely, for it costs more than a turn.
 class Spinner {
  public:
+  explicit Spinner(std::chrono::microseconds time = kSpinTime) : time_(time) {}
+
   bool again() {
     relax();
     if (++turns_ % 32 != 0) return true;
     const auto now = std::chrono::steady_clock::now();
-    if (turns_ == 32) end_ = now + kSpinTime;
+    if (turns_ == 32) end_ = now + time_;
     return now < end_;
   }
 
  private:
+  const std::chrono::microseconds time_;
   std::chrono::steady_clock::time_point end_;
   unsigned turns_ = 0;
 };
@@ -250,38 +254,53 @@ using TeamBody = void (*)(void*, Team&, int, int);
 
 struct TeamBroken {};  // ends the members of teams in which another one threw
 
-// A barrier that counts arrivals; the last one starts the next phase.
+// A barrier in which each member says on a cache line of its own how often it has arrived and looks
+// at those of the others.
 class Barrier : public Team {
  public:
-  explicit Barrier(int size) : Team(size) {}
+  explicit Barrier(int size) : Team(size), arrivals_(static_cast<std::size_t>(size)) {}
 
-  void arrive() {
-    const std::uint32_t phase = phase_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
-      arrived_.store(0, std::memory_order_relaxed);
-      next_phase();
-    } else {
-      Spinner spinner;
-      while (!broken_.load(std::memory_order_relaxed) &&
-             phase_.load(std::memory_order_acquire) == phase)
-        if (!spinner.again()) phase_.wait(phase, std::memory_order_acquire);
-    }
-    if (broken_.load(std::memory_order_relaxed)) throw TeamBroken();
+  void arrive(int member) {
+    std::atomic<std::uint32_t>& mine = arrivals_[static_cast<std::size_t>(member)].count;
+    const std::uint32_t count = mine.load(std::memory_order_relaxed) + 1;
+    mine.store(count);
+    mine.notify_all();
+    bool& crowded = arrivals_[static_cast<std::size_t>(member)].crowded;
+    for (Arrivals& other : arrivals_) await(other.count, count, crowded);
+    if (broken_.load()) throw TeamBroken();
   }
 
-  void break_up() {
-    broken_.store(true);
-    next_phase();
+  void break_up() { broken_.store(true); }
+
+  // For a member that has thrown: nobody waits for it any more.
+  void leave(int member) {
+    std::atomic<std::uint32_t>& mine = arrivals_[static_cast<std::size_t>(member)].count;
+    mine.fetch_add(1);
+    mine.notify_all();
   }
 
  private:
-  void next_phase() {
-    phase_.fetch_add(1);
-    phase_.notify_all();
+  struct alignas(kCacheLine) Arrivals {
+    std::atomic<std::uint32_t> count{0};
+    bool crowded = false;  // the member's own
+  };
+
+  // No member is more than one arrival ahead of another. Where spinning was in vain the last time,
+  // who is late may be waiting for this very CPU: then it gets it soon.
+  static void await(const std::atomic<std::uint32_t>& arrivals, std::uint32_t count,
+                    bool& crowded) {
+    const auto arrived = [&](std::uint32_t seen) { return seen == count || seen == count + 1; };
+    std::uint32_t seen = arrivals.load(std::memory_order_acquire);
+    if (arrived(seen)) return;
+    Spinner spinner(crowded ? kCrowdedSpinTime : kSpinTime);
+    do {
+      crowded = !spinner.again();
+      if (crowded) arrivals.wait(seen, std::memory_order_acquire);
+      seen = arrivals.load(std::memory_order_acquire);
+    } while (!arrived(seen));
   }
 
-  alignas(kCacheLine) std::atomic<int> arrived_{0};
-  alignas(kCacheLine) std::atomic<std::uint32_t> phase_{0};
+  std::vector<Arrivals> arrivals_;
   std::atomic<bool> broken_{false};
 };
 
@@ -317,11 +336,13 @@ class Teams {
       } else {
         for (int i = 0; i < teams_; ++i) body_(context_, team, i, member);
       }
+      return;
     } catch (const TeamBroken&) {
     } catch (...) {
       if (!failed_.exchange(true)) error_ = std::current_exception();
       for (Barrier& barrier : barriers_) barrier.break_up();
     }
+    barriers_[static_cast<std::size_t>(group)].leave(member);
   }
 
   const int teams_, groups_, members_;
@@ -387,8 +408,8 @@ void parallel_run(std::int64_t count, std::int64_t grain, Body body, void* conte
     body(context, begin, begin + std::min(grain, count - begin));
 }
 
-void Team::wait() {
-  if (size_ > 1) static_cast<Barrier*>(this)->arrive();
+void Team::wait(int member) {
+  if (size_ > 1) static_cast<Barrier*>(this)->arrive(member);
 }
 
 void run_teams(int teams, int members, TeamBody body, void* context) {

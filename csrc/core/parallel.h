@@ -25,7 +25,7 @@ class Team {
   int size() const { return size_; }
   // Returns when every member has called it; what they wrote before is visible after. Spins before
   // it parks. Throws when another member has thrown.
-  void wait();
+  void wait(int member);
 
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;

@@ -5,12 +5,21 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 
+#define _mm512_cvtepi32_ps softgate_cvtepi32_ps
 #define _mm512_cvtps_epi32 softgate_cvtps_epi32
 #define _mm512_mask_storeu_ps softgate_mask_storeu_ps
 #define _mm512_maskz_loadu_ps softgate_maskz_loadu_ps
 #define _mm512_rcp14_ps(v) simde_mm512_div_ps(simde_mm512_set1_ps(1.0f), v)
 #define _mm512_shuffle_f32x4 simde_mm512_shuffle_f32x4
 #define _mm512_stream_ps simde_mm512_store_ps
+
+[[gnu::noinline, maybe_unused]] static __m512 softgate_cvtepi32_ps(__m512i v) {
+  int from[16];
+  float to[16];
+  simde_mm512_storeu_si512(from, v);
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<float>(from[i]);
+  return simde_mm512_loadu_ps(to);
+}
 
 [[gnu::noinline, maybe_unused]] static __m512i softgate_cvtps_epi32(__m512 v) {
   float from[16];

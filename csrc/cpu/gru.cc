@@ -7,27 +7,41 @@ namespace softgate::cpu::SOFTGATE_ISA {
 namespace {
 
 // (1 - z) * n + z * h
-SG_INLINE vf blend(vf z, vf n, vf h) { return fma(z, sub(h, n), n); }
+SG_INLINE void store_blend(float* to, vf z, vf n, vf h) { store(to, fma(z, sub(h, n), n)); }
 
 void finish_after(const UnitBlock& block) {
-  for_each_vector(block, 4, [&](const float* sums, std::int64_t state, std::int64_t) {
-    const vf r = sigmoid(load(sums + kPanel));
-    const vf z = sigmoid(load(sums + 2 * kPanel));
-    const vf n = tanh(fma(r, load(sums + 3 * kPanel), load(sums)));
-    store(block.next + state, blend(z, n, load(block.h + state)));
+  for_each_row(block, 4, [&](const float* sums, std::int64_t state, std::int64_t) {
+    const auto sum = [&](int slot, int half) { return load(sums + slot * kPanel + half * kLanes); };
+    vf rz[] = {sum(1, 0), sum(1, 1), sum(2, 0), sum(2, 1)};
+    sigmoid(rz);
+    vf n[] = {fma(rz[0], sum(3, 0), sum(0, 0)), fma(rz[1], sum(3, 1), sum(0, 1))};
+    tanh(n);
+    for (int i = 0; i < 2; ++i) {
+      const std::int64_t place = state + i * kLanes;
+      store_blend(block.next + place, rz[2 + i], n[i], load(block.h + place));
+    }
   });
 }
 
 void reset(const UnitBlock& block) {
-  for_each_vector(block, 4, [&](const float* sums, std::int64_t state, std::int64_t) {
-    store(block.next + state, mul(sigmoid(load(sums + kPanel)), load(block.h + state)));
+  for_each_row(block, 4, [&](const float* sums, std::int64_t state, std::int64_t) {
+    vf r[] = {load(sums + kPanel), load(sums + kPanel + kLanes)};
+    sigmoid(r);
+    store(block.next + state, mul(r[0], load(block.h + state)));
+    store(block.next + state + kLanes, mul(r[1], load(block.h + state + kLanes)));
   });
 }
 
 void finish_before(const UnitBlock& block) {
-  for_each_vector(block, 4, [&](const float* sums, std::int64_t state, std::int64_t) {
-    const vf z = sigmoid(load(sums + 2 * kPanel));
-    store(block.next + state, blend(z, tanh(load(sums)), load(block.h + state)));
+  for_each_row(block, 4, [&](const float* sums, std::int64_t state, std::int64_t) {
+    vf z[] = {load(sums + 2 * kPanel), load(sums + 2 * kPanel + kLanes)};
+    vf n[] = {load(sums), load(sums + kLanes)};
+    sigmoid(z);
+    tanh(n);
+    for (int i = 0; i < 2; ++i) {
+      const std::int64_t place = state + i * kLanes;
+      store_blend(block.next + place, z[i], n[i], load(block.h + place));
+    }
   });
 }
 

@@ -4,8 +4,7 @@
 #include "cpu/recurrent.h"
 
 #include "core/parallel.h"
-#include "cpu/rows.h"
-#include "cpu/tile.h"
+#include "cpu/recurrent_product.h"
 #include "ops/linear.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
@@ -14,270 +13,14 @@ void linear(const LinearArgs<float>& args);
 
 namespace {
 
-// Up to so many rows one panel's accumulators are too few to hide the latency of an addition, and
-// several panels are multiplied at once.
-constexpr int kFewRows = 3;
-constexpr int kPanelsAtOnce = 4;
-constexpr std::int64_t kLineBytes = 64;
+// Nothing but its own product rounds a projected state, so that product's chains are short.
+constexpr std::int64_t kProjectionSliceDepth = 16;
 
 // Multiply-adds per step and member that are worth a barrier.
 constexpr std::int64_t kMemberWork = 32 << 10;
 
-SG_INLINE std::int64_t part_begin(std::int64_t size, std::int64_t parts, std::int64_t i) {
-  return size * i / parts;
-}
-
-// A panel and the sums it adds to.
-struct Target {
-  const void* panel;
-  const float* scales;  // of an int8 panel's columns
-  float* sums;          // [rows, kPanel], sums_stride between rows
-};
-
-struct Operand {
-  const float* a;  // [rows, depth]
-  std::int64_t stride, rows, depth;
-};
-
-// How a panel of floating-point weights is stored.
-struct Float32 {
-  using Element = float;
-  static constexpr std::int64_t kRow = kPanel;  // elements
-  SG_INLINE void load_row(const float* p, vf& b0, vf& b1) {
-    b0 = load(p);
-    b1 = load(p + kLanes);
-  }
-};
-struct BFloat16 {
-  using Element = std::uint32_t;  // two values
-  static constexpr std::int64_t kRow = kLanes;
-  SG_INLINE void load_row(const std::uint32_t* p, vf& b0, vf& b1) { load_bfloat16(p, b0, b1); }
-};
-
-// sums += a @ panel for all R rows and P panels at once, each sum a chain in the order of depth.
-template <class Format, int R, int P>
-void add_few(const Operand& x, const Target* targets, std::int64_t sums_stride) {
-  vf c[R][P][2];
-  const typename Format::Element* panel[P];
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    panel[p] = static_cast<const typename Format::Element*>(targets[p].panel);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      c[r][p][0] = load(targets[p].sums + r * sums_stride);
-      c[r][p][1] = load(targets[p].sums + r * sums_stride + kLanes);
-    }
-  }
-  for (std::int64_t k = 0; k < x.depth; ++k) {
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      vf b0, b1;
-      Format::load_row(panel[p] + k * Format::kRow, b0, b1);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const vf value = set1(x.a[r * x.stride + k]);
-        c[r][p][0] = fma(value, b0, c[r][p][0]);
-        c[r][p][1] = fma(value, b1, c[r][p][1]);
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      store(targets[p].sums + r * sums_stride, c[r][p][0]);
-      store(targets[p].sums + r * sums_stride + kLanes, c[r][p][1]);
-    }
-  }
-}
-
-// A slice of a panel as float32: in place, or widened for all the rows that pass over it.
-SG_INLINE const float* widen(Float32, const float* panel, std::int64_t) { return panel; }
-SG_INLINE const float* widen(BFloat16, const std::uint32_t* panel, std::int64_t depth) {
-  auto* slice =
-      static_cast<float*>(scratch(static_cast<std::size_t>(kSliceDepth * kPanel * kFloat)));
-  for (std::int64_t k = 0; k < depth; ++k) {
-    vf b0, b1;
-    load_bfloat16(panel + k * kLanes, b0, b1);
-    store(slice + k * kPanel, b0);
-    store(slice + k * kPanel + kLanes, b1);
-  }
-  return slice;
-}
-
-// Many rows and one panel, whose depth is cut so that a slice stays in L1 while rows pass over it.
-template <class Format>
-void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) {
-  const auto* panel = static_cast<const typename Format::Element*>(target.panel);
-  const std::int64_t slices = ceil_div(x.depth, kSliceDepth);
-  const std::int64_t tiles = ceil_div(x.rows, kTileRows);
-  for (std::int64_t s = 0; s < slices; ++s) {
-    const std::int64_t k = part_begin(x.depth, slices, s);
-    const std::int64_t depth = part_begin(x.depth, slices, s + 1) - k;
-    const float* slice = widen(Format(), panel + k * Format::kRow, depth);
-    // The next slice, or the next panel: they follow each other.
-    const auto* next = reinterpret_cast<const float*>(panel + (k + depth) * Format::kRow);
-    const std::int64_t lines =
-        depth * Format::kRow * static_cast<std::int64_t>(sizeof *panel) / kLineBytes;
-    const std::int64_t steps = max_int(1, depth / kPrefetchSteps) * tiles;
-    Prefetch ahead{next, static_cast<int>(ceil_div(lines, steps))};
-    for (std::int64_t t = 0; t < tiles; ++t) {
-      const std::int64_t row = part_begin(x.rows, tiles, t);
-      with_rows(part_begin(x.rows, tiles, t + 1) - row, [&](auto tile) {
-        float* sums = target.sums + row * sums_stride;
-        load(tile, sums, sums_stride);
-        multiply(tile, x.a + row * x.stride + k, x.stride, slice, depth, ahead);
-        store(tile, sums, sums_stride);
-      });
-    }
-  }
-}
-
-// Calls f with constants R and P for `rows` in [1, kFewRows] and `panels` in [1, kPanelsAtOnce].
-template <int N>
-struct Constant {
-  static constexpr int value = N;
-};
-template <int N, class F>
-SG_INLINE void with_constant(std::int64_t n, const F& f) {
-  if constexpr (N > 1) {
-    if (n < N) return with_constant<N - 1>(n, f);
-  }
-  f(Constant<N>{});
-}
-
-// The product of a state with panels of floating-point weights.
-template <class Format>
-class FloatProduct {
- public:
-  explicit FloatProduct(const Operand& x) : x_(x) {}
-
-  void add(const Target* targets, int count, std::int64_t sums_stride) const {
-    if (x_.rows > kFewRows) {
-      for (int i = 0; i < count; ++i) add_many<Format>(x_, targets[i], sums_stride);
-      return;
-    }
-    with_constant<kFewRows>(x_.rows, [&](auto rows) {
-      with_constant<kPanelsAtOnce>(count, [&](auto panels) {
-        add_few<Format, decltype(rows)::value, decltype(panels)::value>(x_, targets, sums_stride);
-      });
-    });
-  }
-
- private:
-  Operand x_;
-};
-
-// The product of a state with panels of int8 weights, exact in integers but for the rounding of
-// each row of the state to multiples of its largest magnitude / 127.
-class Int8Product {
- public:
-  explicit Int8Product(const Operand& x)
-      : rows_(x.rows), depth_(ceil_div(x.depth, kDotDepth) * kDotDepth) {
-    const std::int64_t element = sizeof(DotElement);
-    auto* block = static_cast<char*>(
-        scratch(static_cast<std::size_t>(rows_ * (stride() * element + 2 * kFloat))));
-    quantised_ = reinterpret_cast<DotElement*>(block);
-    scales_ = reinterpret_cast<float*>(block + rows_ * stride() * element);
-    starts_ = reinterpret_cast<std::int32_t*>(scales_ + rows_);
-    for (std::int64_t row = 0; row < rows_; ++row) quantise(x.a + row * x.stride, x.depth, row);
-  }
-
-  void add(const Target* targets, int count, std::int64_t sums_stride) const {
-    if (rows_ <= kFewRows) {
-      with_constant<kFewRows>(rows_, [&](auto rows) {
-        with_constant<kPanelsAtOnce>(count, [&](auto panels) {
-          add_tile<decltype(rows)::value, decltype(panels)::value>(0, targets, sums_stride);
-        });
-      });
-      return;
-    }
-    const std::int64_t tiles = ceil_div(rows_, kTileRows);
-    for (int i = 0; i < count; ++i) {
-      for (std::int64_t t = 0; t < tiles; ++t) {
-        const std::int64_t row = part_begin(rows_, tiles, t);
-        with_constant<kTileRows>(part_begin(rows_, tiles, t + 1) - row, [&](auto rows) {
-          add_tile<decltype(rows)::value, 1>(row, targets + i, sums_stride);
-        });
-      }
-    }
-  }
-
- private:
-  // Between rows, such that a whole vector can be written at a row's end.
-  std::int64_t stride() const { return ceil_div(depth_, kLanes) * kLanes + kLineBytes; }
-
-  void quantise(const float* x, std::int64_t depth, std::int64_t row) {
-    vf largest = zero(), zeros = zero();  // NaN once a value is not finite
-    for_each_vector(depth, [&](std::int64_t i, auto part) {
-      const vf value = load(x + i, part);
-      largest = max(abs(value), largest);
-      zeros = fma(value, zero(), zeros);
-    });
-    const float bound = hmax(largest);
-    const bool finite = sum(zeros) == 0.0f;
-    const vf factor = set1(bound > 0.0f ? 127.0f / bound : 0.0f);
-    DotElement* to = quantised_ + row * stride();
-    std::int32_t total = 0;
-    for (std::int64_t i = 0; i < depth_; i += kLanes) {
-      float values[kLanes];
-      const vf value = load_n(x + i, static_cast<int>(min_int(kLanes, max_int(0, depth - i))));
-      store(values, finite ? round(mul(value, factor)) : zero());
-      for (int j = 0; j < kLanes; ++j) {
-        to[i + j] = static_cast<DotElement>(values[j]);
-        total += to[i + j];
-      }
-    }
-    scales_[row] = finite ? bound / 127.0f : __builtin_nanf("");
-    starts_[row] = -kDotOffset * total;
-  }
-
-  template <int R, int P>
-  void add_tile(std::int64_t row, const Target* targets, std::int64_t sums_stride) const {
-    vi c[R][P][2];
-    const std::uint8_t* panel[P];
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      panel[p] = static_cast<const std::uint8_t*>(targets[p].panel);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) c[r][p][0] = c[r][p][1] = set1_int(starts_[row + r]);
-    }
-    const DotElement* x = quantised_ + row * stride();
-    for (std::int64_t k = 0; k < depth_; k += kDotDepth) {
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          const DotElement* values = x + r * stride() + k;
-          c[r][p][0] = dot(c[r][p][0], panel[p] + k * kPanel, values);
-          c[r][p][1] = dot(c[r][p][1], panel[p] + k * kPanel + kDotDepth * kLanes, values);
-        }
-      }
-    }
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const vf scale = set1(scales_[row + r]);
-        float* sums = targets[p].sums + (row + r) * sums_stride;
-        for (int j = 0; j < 2; ++j) {
-          const vf column_scale = load(targets[p].scales + j * kLanes);
-          store(sums + j * kLanes,
-                fma(to_float(c[r][p][j]), mul(column_scale, scale), load(sums + j * kLanes)));
-        }
-      }
-    }
-  }
-
-  std::int64_t rows_, depth_;
-  DotElement* quantised_;  // [rows, stride]
-  float* scales_;          // [rows]
-  std::int32_t* starts_;   // [rows], what takes the weights' offset away again
-};
-
-struct Range {
-  std::int64_t begin, end;
-};
+// Weights that stay in a core's own cache beside what else a step touches.
+constexpr std::int64_t kCachedBytes = 3 << 19;
 
 // One member's way through one direction.
 class Member {
@@ -378,7 +121,7 @@ class Member {
     } else {
       gather(steps, own(rows));
     }
-    team_.wait();
+    team_.wait(member_);
     const int gates = gates_of(args_.kind);
     for (std::int64_t block = blocks_.begin; block < blocks_.end; ++block) {
       const std::int64_t panel = block * gates;
@@ -423,7 +166,10 @@ class Member {
       const Phase& phase = cell_.phase[i];
       const bool last = i + 1 == cell_.phases && !projected;
       const float* from = i == 0 ? h(step) : direction_.intermediate;
-      const Operand x{from, args_.state_stride, args_.active[step], args_.output_size};
+      const Operand x{.a = from,
+                      .stride = args_.state_stride,
+                      .rows = args_.active[step],
+                      .depth = args_.output_size};
       float* to = last ? h(step + 1) : direction_.intermediate;
       if (args_.dtype == DType::int8)
         run_phase(phase, step, first_row, Int8Product(x), to);
@@ -433,11 +179,11 @@ class Member {
         run_phase(phase, step, first_row, FloatProduct<Float32>(x), to);
       if (last)
         write_out(step, {blocks_.begin * kPanel, min_int(blocks_.end * kPanel, args_.hidden_size)});
-      team_.wait();
+      team_.wait(member_);
     }
     if (!projected) return;
     project_state(step);
-    team_.wait();
+    team_.wait(member_);
   }
 
   template <class Product>
@@ -455,8 +201,7 @@ class Member {
       int count = 0;
       for (std::int64_t block = begin; block < end; ++block)
         for (int gate = 0; gate < phase.gates; ++gate)
-          targets[count++] = target(block, phase.first_gate + gate,
-                                    sums(block, first_row) + (phase.first_slot + gate) * kPanel);
+          targets[count++] = target(phase, block, first_row, gate);
       product.add(targets, count, sums_stride());
       for (std::int64_t block = begin; block < end; ++block)
         phase.finish({.rows = rows,
@@ -468,26 +213,34 @@ class Member {
     }
   }
 
-  Target target(std::int64_t block, int gate, float* to) const {
-    const std::int64_t panel = block * gates_of(args_.kind) + gate;
+  Target target(const Phase& phase, std::int64_t block, std::int64_t first_row, int i) const {
+    const std::int64_t panel = block * gates_of(args_.kind) + phase.first_gate + i;
     const auto* weights = static_cast<const char*>(direction_.weights.weight_hh);
     const float* scales = direction_.weights.scales;
     return {.panel = weights + panel * panel_bytes_,
             .scales = scales ? scales + panel * kPanel : nullptr,
-            .sums = to};
+            .sums = sums(block, first_row) + (phase.first_slot + i) * kPanel};
   }
 
   void project_state(std::int64_t step) {
     const Range panels = own(ceil_div(args_.output_size, kPanel));
-    const FloatProduct<Float32> product(
-        {direction_.intermediate, args_.state_stride, args_.active[step], args_.hidden_size});
-    for (std::int64_t p = panels.begin; p < panels.end; ++p) {
-      float* to = h(step + 1) + p * kPanel;
-      for (std::int64_t i = 0; i < args_.active[step]; ++i)
-        clear(to + i * args_.state_stride, kPanel);
-      const float* panel = direction_.weights.weight_hr + p * args_.hidden_size * kPanel;
-      const Target target{panel, nullptr, to};
-      product.add(&target, 1, args_.state_stride);
+    const FloatProduct<Float32> product({.a = direction_.intermediate,
+                                         .stride = args_.state_stride,
+                                         .rows = args_.active[step],
+                                         .depth = args_.hidden_size,
+                                         .slice_depth = kProjectionSliceDepth});
+    for (std::int64_t p = panels.begin; p < panels.end; p += kPanelsAtOnce) {
+      Target targets[kPanelsAtOnce];
+      int count = 0;
+      for (; count < min_int(kPanelsAtOnce, panels.end - p); ++count) {
+        float* to = h(step + 1) + (p + count) * kPanel;
+        for (std::int64_t i = 0; i < args_.active[step]; ++i)
+          clear(to + i * args_.state_stride, kPanel);
+        const float* weight =
+            direction_.weights.weight_hr + (p + count) * args_.hidden_size * kPanel;
+        targets[count] = {weight, nullptr, to};
+      }
+      product.add(targets, count, args_.state_stride);
     }
     write_out(step, {panels.begin * kPanel, min_int(panels.end * kPanel, args_.output_size)});
   }
@@ -508,99 +261,26 @@ class Member {
   Range blocks_;
 };
 
-// The upper half of a float's bits, rounded to nearest even; a NaN stays one.
-std::uint32_t to_bfloat16(float x) {
-  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x);
-  if (x != x) return (bits >> 16) | 0x40u;
-  return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-}
-
-void store_bfloat16(const PanelArgs& args) {
-  auto* words = static_cast<std::uint32_t*>(args.stored);
-  for (std::int64_t k = 0; k < args.depth; ++k) {
-    const float* row = args.panel + k * kPanel;
-    for (int j = 0; j < kLanes; ++j)
-      words[k * kLanes + j] = to_bfloat16(row[j]) | to_bfloat16(row[j + kLanes]) << 16;
-  }
-}
-
-void restore_bfloat16(const PanelArgs& args) {
-  const auto* words = static_cast<const std::uint32_t*>(args.stored);
-  for (std::int64_t k = 0; k < args.depth; ++k) {
-    vf b0, b1;
-    load_bfloat16(words + k * kLanes, b0, b1);
-    store(args.panel + k * kPanel, b0);
-    store(args.panel + k * kPanel + kLanes, b1);
-  }
-}
-
-// Where an int8 panel keeps a weight: kDotDepth of a column follow each other.
-std::int64_t int8_place(std::int64_t k, int column) {
-  return (k / kDotDepth * kPanel + column) * kDotDepth + k % kDotDepth;
-}
-
-void store_int8(const PanelArgs& args) {
-  auto* stored = static_cast<std::uint8_t*>(args.stored);
-  __builtin_memset(stored, kDotOffset,
-                   static_cast<std::size_t>(stored_panel_bytes(args.dtype, args.depth)));
-  for (int j = 0; j < kPanel; ++j) {
-    float largest = 0.0f;
-    bool finite = true;
-    for (std::int64_t k = 0; k < args.depth; ++k) {
-      const float magnitude = __builtin_fabsf(args.panel[k * kPanel + j]);
-      finite = finite && magnitude < __builtin_inff();
-      if (magnitude > largest) largest = magnitude;
-    }
-    args.scales[j] = finite ? largest / 127.0f : __builtin_nanf("");
-    if (!finite || largest == 0.0f) continue;
-    for (std::int64_t k = 0; k < args.depth; ++k) {
-      const float q = __builtin_rintf(args.panel[k * kPanel + j] * (127.0f / largest));
-      stored[int8_place(k, j)] = static_cast<std::uint8_t>(static_cast<int>(q) + kDotOffset);
-    }
-  }
-}
-
-void restore_int8(const PanelArgs& args) {
-  const auto* stored = static_cast<const std::uint8_t*>(args.stored);
-  for (std::int64_t k = 0; k < args.depth; ++k) {
-    for (int j = 0; j < kPanel; ++j) {
-      const auto q = static_cast<std::int8_t>(stored[int8_place(k, j)] - kDotOffset);
-      args.panel[k * kPanel + j] = static_cast<float>(q) * args.scales[j];
-    }
-  }
-}
-
 }  // namespace
-
-std::int64_t stored_panel_bytes(DType dtype, std::int64_t depth) {
-  if (dtype == DType::float32) return depth * kPanel * kFloat;
-  if (dtype == DType::bfloat16) return depth * kPanel * kFloat / 2;
-  return ceil_div(depth, kDotDepth) * kDotDepth * kPanel;
-}
-
-void store_panel(const PanelArgs& args) {
-  if (args.dtype == DType::bfloat16) return store_bfloat16(args);
-  if (args.dtype == DType::int8) return store_int8(args);
-  __builtin_memcpy(args.stored, args.panel,
-                   static_cast<std::size_t>(stored_panel_bytes(args.dtype, args.depth)));
-}
-
-void restore_panel(const PanelArgs& args) {
-  if (args.dtype == DType::bfloat16) return restore_bfloat16(args);
-  if (args.dtype == DType::int8) return restore_int8(args);
-  __builtin_memcpy(args.panel, args.stored,
-                   static_cast<std::size_t>(stored_panel_bytes(args.dtype, args.depth)));
-}
 
 void run_recurrent(const RecurrentArgs& args, const Cell& cell) {
   const std::int64_t blocks = ceil_div(args.hidden_size, kPanel);
   const std::int64_t rows = args.steps > 0 ? args.active[0] : 1;
-  const std::int64_t work =
-      rows * blocks * kPanel * gates_of(args.kind) * args.output_size / kMemberWork;
+  const std::int64_t panels = blocks * gates_of(args.kind);
+  const std::int64_t work = rows * panels * kPanel * args.output_size / kMemberWork;
   const auto members = static_cast<int>(max_int(1, min_int(blocks, work)));
-  parallel_teams(args.directions, members, [&](Team& team, int index, int member) {
-    Member(args, cell, args.direction[index], team, member).run();
-  });
+  const auto run = [&](Team& team, int direction, int member) {
+    Member(args, cell, args.direction[direction], team, member).run();
+  };
+  // Side by side, directions wait for fewer members; one after the other, a member has less to keep
+  // in its cache.
+  const std::int64_t bytes = panels * stored_panel_bytes(args.dtype, args.output_size);
+  if (bytes * args.directions <= kCachedBytes * num_threads()) {
+    parallel_teams(args.directions, members, run);
+  } else {
+    for (int i = 0; i < args.directions; ++i)
+      parallel_teams(1, members, [&](Team& team, int, int member) { run(team, i, member); });
+  }
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -33,16 +33,19 @@ struct Cell {
 
 void run_recurrent(const RecurrentArgs& args, const Cell& cell);
 
+// From values of at most `largest` to integers of at most 127; what is so small that the factor
+// would be infinite becomes zero.
+SG_INLINE float int8_factor(float largest) { return largest > 1e-36f ? 127.0f / largest : 0.0f; }
+
 std::int64_t stored_panel_bytes(DType dtype, std::int64_t depth);
 void store_panel(const PanelArgs& args);
 void restore_panel(const PanelArgs& args);
 
-// body(vectors of the block: floats into a row of sums, of a state and of c)
+// body(sums, state, unit): where a row of the block begins, in sums, in h and next, and in c.
 template <class Body>
-SG_INLINE void for_each_vector(const UnitBlock& block, int slots, Body body) {
+SG_INLINE void for_each_row(const UnitBlock& block, int slots, Body body) {
   for (std::int64_t row = 0; row < block.rows; ++row)
-    for (int j = 0; j < kPanel; j += kLanes)
-      body(block.sums + row * slots * kPanel + j, row * block.state_stride + j, row * kPanel + j);
+    body(block.sums + row * slots * kPanel, row * block.state_stride, row * kPanel);
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

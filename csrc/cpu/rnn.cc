@@ -6,14 +6,17 @@ namespace softgate::cpu::SOFTGATE_ISA {
 namespace {
 
 void finish_tanh(const UnitBlock& block) {
-  for_each_vector(block, 1, [&](const float* sums, std::int64_t state, std::int64_t) {
-    store(block.next + state, tanh(load(sums)));
+  for_each_row(block, 1, [&](const float* sums, std::int64_t state, std::int64_t) {
+    vf h[] = {load(sums), load(sums + kLanes)};
+    tanh(h);
+    store(block.next + state, h[0]);
+    store(block.next + state + kLanes, h[1]);
   });
 }
 
 void finish_relu(const UnitBlock& block) {
-  for_each_vector(block, 1, [&](const float* sums, std::int64_t state, std::int64_t) {
-    store(block.next + state, relu(load(sums)));
+  for_each_row(block, 1, [&](const float* sums, std::int64_t state, std::int64_t) {
+    for (int j = 0; j < kPanel; j += kLanes) store(block.next + state + j, relu(load(sums + j)));
   });
 }
 

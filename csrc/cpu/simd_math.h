@@ -56,36 +56,69 @@ SG_INLINE vf exp_nonpositive(vf x) {
   return one[0];
 }
 
-// 2^x = scale * (1 + excess), for x in [-125, 125], without rounding to 1 what is close to it.
-struct Power {
-  vf scale, excess;
-};
-SG_INLINE Power split_pow2(vf x) {
-  const vf n = round(x);
-  const vf r = sub(x, n);
-  // (2^r - 1) / r on [-1/2, 1/2], minimax.
-  vf p = set1(1.54035122e-4f);
-  p = fma(p, r, set1(1.33907353e-3f));
-  p = fma(p, r, set1(9.61823761e-3f));
-  p = fma(p, r, set1(5.55035733e-2f));
-  p = fma(p, r, set1(2.40226492e-1f));
-  p = fma(p, r, set1(6.93147182e-1f));
-  return {pow2(n), mul(p, r)};
+// e^x - 1 for x in [-ln 2 / 2, ln 2 / 2], to relative accuracy. Several vectors at once, as above.
+template <int N>
+SG_INLINE void exp_minus_1(vf (&x)[N]) {
+  // Times x: minimax.
+  constexpr float kCoefficients[] = {1.38825167e-03f, 8.36654752e-03f, 4.16672006e-02f,
+                                     1.66665435e-01f, 4.99999970e-01f, 1.0f};
+  vf p[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) p[i] = set1(kCoefficients[0]);
+#pragma GCC unroll 16
+  for (int k = 1; k < 6; ++k) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) p[i] = fma(p[i], x[i], set1(kCoefficients[k]));
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = mul(p[i], x[i]);
 }
 
-// 1 / (1 + e^-x), in [0, 1]; nothing cancels.
-SG_INLINE vf sigmoid(vf x) {
-  const vf y = max(set1(-125.0f), min(set1(125.0f), mul(x, set1(-1.44269504f))));
-  const Power power = split_pow2(y);
-  return quotient(set1(1.0f), add(fma(power.scale, power.excess, power.scale), set1(1.0f)));
+// e^x / (1 + e^x), to relative accuracy: nothing cancels. Exactly 0 below -88.
+template <int N>
+SG_INLINE void sigmoid(vf (&x)[N]) {
+  vf n[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = max(set1(-88.029f), min(set1(20.0f), x[i]));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) n[i] = round(mul(x[i], set1(1.44269504f)));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i)  // ln 2 in two parts, the first exact times n
+    x[i] = fma(n[i], set1(2.12194440e-4f), fma(n[i], set1(-0.693359375f), x[i]));
+  exp_minus_1(x);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
+    const vf scale = pow2(n[i]);
+    x[i] = fma(scale, x[i], scale);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = quotient(x[i], add(x[i], set1(1.0f)));
 }
 
-// (e^2x - 1) / (e^2x + 1), with e^2x - 1 to relative accuracy.
+// (e^2x - 1) / (e^2x + 1), to relative accuracy.
+template <int N>
+SG_INLINE void tanh(vf (&x)[N]) {
+  vf n[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = max(set1(-20.0f), min(set1(20.0f), add(x[i], x[i])));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) n[i] = round(mul(x[i], set1(1.44269504f)));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = fma(n[i], set1(-0.693147181f), x[i]);
+  exp_minus_1(x);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
+    const vf scale = pow2(n[i]);
+    x[i] = fma(scale, x[i], sub(scale, set1(1.0f)));
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = quotient(x[i], add(x[i], set1(2.0f)));
+}
+
 SG_INLINE vf tanh(vf x) {
-  const vf y = max(set1(-30.0f), min(set1(30.0f), mul(x, set1(2.0f * 1.44269504f))));
-  const Power power = split_pow2(y);
-  const vf e = fma(power.scale, power.excess, sub(power.scale, set1(1.0f)));
-  return quotient(e, add(e, set1(2.0f)));
+  vf one[] = {x};
+  tanh(one);
+  return one[0];
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -48,6 +48,15 @@ SG_INLINE void store(const Tile<R>& tile, float* p, std::int64_t stride) {
   }
 }
 
+template <int R>
+SG_INLINE void add_to(const Tile<R>& tile, float* p, std::int64_t stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    store(p + r * stride, add(load(p + r * stride), tile.c[r][0]));
+    store(p + r * stride + kLanes, add(load(p + r * stride + kLanes), tile.c[r][1]));
+  }
+}
+
 // Cache lines to fetch towards L2 while a tile is computed: the next slice of B comes from L3 or
 // memory, and the hardware's prefetchers start too late for it.
 struct Prefetch {

@@ -16,8 +16,8 @@
 // at each sequence's last token. Missing states are zeros; a sequence of length 0 gives its initial
 // state back. out overlaps no input. NaN propagates.
 //
-// Each sum is one chain, the input's part first: results do not depend on the batch's other
-// sequences or on the number of threads.
+// A sum adds, in a fixed order, the input's part and chains of fixed length over the state: results
+// do not depend on the batch's other sequences or on the number of threads.
 #pragma once
 
 #include <optional>
@@ -59,10 +59,10 @@ struct RecurrentDirection {
   float *h_n, *c_n;
   std::int64_t h0_stride, c0_stride;  // elements between rows
   // Working memory, which the kernel fills.
-  float* x;             // [chunk_rows, x_stride]
-  float* gates;         // [blocks, chunk_rows, slots, panel_width]
-  float* h;             // [2, batch, state_stride]
-  float* intermediate;  // [batch, state_stride]
+  float* x;             // [chunk_rows, work_x_stride]
+  float* gates;         // sums: [blocks, chunk_rows, slots, panel_width]
+  float* h;             // before a step and after it: [2, batch, state_stride]
+  float* intermediate;  // between a step's products: [batch, state_stride]
   float* c;             // [blocks, batch, panel_width]
 };
 

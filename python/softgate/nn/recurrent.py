@@ -1,0 +1,374 @@
+"""Recurrent layers with the names of torch: packed, padded and single sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from softgate import ops
+from softgate._core import RecurrentWeight, Tensor
+from softgate._typing import Array, SameArray
+from softgate.nn.module import FloatArray, Module, Parameter
+
+# In the order of ops.pack_recurrent.
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+class _RecurrentParameter(Parameter):
+    """One array of a RecurrentWeight, which is the value of all its parameters."""
+
+    def __init__(self, pack: _RecurrentPack, name: str, shape: tuple[int, ...]) -> None:
+        super().__init__(*shape, packed=True, init=0.0 if name.startswith("bias") else None)
+        self._pack = pack
+        self._name = name
+
+    def fill(self, array: FloatArray) -> None:
+        self._pack.fill(self._name, self._checked(array))
+
+    def numpy(self) -> FloatArray:
+        return self._pack.arrays()[self._name]
+
+
+class _RecurrentPack:
+    """One direction's weights of one layer, packed when the last of them is filled in."""
+
+    def __init__(self, kind: ops.RecurrentKind, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.kind = kind
+        self.parameters = {n: _RecurrentParameter(self, n, shape) for n, shape in shapes.items()}
+        self.value: RecurrentWeight | None = None
+        self._waiting: dict[str, FloatArray] = {}  # until all are there
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """What has been filled in, by `ops.pack_recurrent`'s names."""
+        if self.value is None:
+            return self._waiting
+        return {name: tensor.numpy() for name, tensor in self.value.unpack().items()}
+
+    def fill(self, name: str, array: FloatArray) -> None:
+        arrays = self.arrays() | {name: array.copy()}
+        if len(arrays) < len(self.parameters):
+            self._waiting = arrays
+            return
+        self.value = ops.pack_recurrent(self.kind, *map(arrays.get, _NAMES))
+        self._waiting = {}
+        for parameter in self.parameters.values():
+            parameter.value = self.value
+
+
+class _Recurrent(Module):
+    """What RNN, LSTM and GRU share."""
+
+    def __init__(
+        self,
+        kind: ops.RecurrentKind,
+        gates: int,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        *,
+        bias: bool,
+        batch_first: bool,
+        bidirectional: bool,
+        proj_size: int = 0,
+    ) -> None:
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{type(self).__name__}: {name} is {size}, expected at least 1")
+        if not 0 <= proj_size < hidden_size:
+            raise ValueError(
+                f"LSTM: proj_size is {proj_size}, expected less than hidden_size, {hidden_size}"
+            )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self._packs: list[list[_RecurrentPack]] = []  # of each layer, one for each direction
+
+        rows, output_size = gates * hidden_size, proj_size or hidden_size
+        suffixes = ("", "_reverse") if bidirectional else ("",)
+        for layer in range(num_layers):
+            columns = len(suffixes) * output_size if layer else input_size
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih": (rows, columns),
+                "weight_hh": (rows, output_size),
+            }
+            if bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            if proj_size:
+                shapes |= {"weight_hr": (proj_size, hidden_size)}
+            packs = [_RecurrentPack(kind, shapes) for _ in suffixes]
+            for pack, suffix in zip(packs, suffixes, strict=True):
+                for name, parameter in pack.parameters.items():
+                    setattr(self, f"{name}_l{layer}{suffix}", parameter)
+            self._packs.append(packs)
+
+    def _along(
+        self,
+        op: Callable[..., tuple[Any, ...]],
+        x: Any,
+        states: Mapping[str, Any],
+        lengths: Any,
+        cu_seqlens: Any,
+    ) -> tuple[Any, ...]:
+        """Output and last states of all layers. states: the first ones of all layers, by name."""
+        array = self._numpy("x", x)
+        single = array.ndim == 2 and cu_seqlens is None
+        batch = _Sequences(self, array, lengths, self._numpy("cu_seqlens", cu_seqlens))
+        first = self._first_states(states, batch.size, single)
+        out, last = batch.packed, []
+        for layer, packs in enumerate(self._packs):
+            d = len(packs)
+            of_layer = {n: s[d * layer : d * (layer + 1)] for n, s in first.items()}
+            weights = tuple(self._weight(pack, layer) for pack in packs)
+            out, *ends = op(
+                out,
+                batch.cu_seqlens,
+                weights if d == 2 else weights[0],
+                direction="bidirectional" if d == 2 else "forward",
+                **of_layer,
+            )
+            last.append(ends)
+        ends = [np.concatenate(state) for state in zip(*last, strict=True)]
+        results = [batch.restore(out), *(state[:, 0] if single else state for state in ends)]
+        return tuple(results if isinstance(x, np.ndarray) else map(Tensor, results))
+
+    def _first_states(
+        self, states: Mapping[str, Any], batch: int, single: bool
+    ) -> dict[str, FloatArray]:
+        """Those that are given, `[num_layers * directions, batch, size]`."""
+        sizes = {"h0": self.proj_size or self.hidden_size, "c0": self.hidden_size}
+        first = {}
+        for name, given in states.items():
+            if given is None:
+                continue
+            state = self._numpy(name, given)
+            rows = self.num_layers * (2 if self.bidirectional else 1)
+            shape = (rows, sizes[name]) if single else (rows, batch, sizes[name])
+            if state.shape != shape:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} has shape {list(state.shape)}, "
+                    f"expected {list(shape)}"
+                )
+            first[name] = state[:, None] if single else state
+        return first
+
+    def _numpy(self, name: str, array: Any) -> Any:
+        """The same memory as an array; None stays None."""
+        if array is None or isinstance(array, np.ndarray):
+            return array
+        try:
+            return Tensor(array).numpy()
+        except TypeError as error:
+            problem = str(error).removeprefix("Tensor: ")
+            raise TypeError(f"{type(self).__name__}: {name}: {problem}") from None
+
+    def _weight(self, pack: _RecurrentPack, layer: int) -> RecurrentWeight:
+        if pack.value is None:
+            missing = ", ".join(pack.parameters.keys() - pack.arrays().keys())
+            raise ValueError(
+                f"{type(self).__name__}: layer {layer} has no {missing}; load_state_dict or "
+                "init_weights fills them in"
+            )
+        return pack.value
+
+
+class _Sequences:
+    """A batch as the kernels take it, and the way back to the form it came in."""
+
+    def __init__(self, layer: _Recurrent, x: Any, lengths: Any, cu_seqlens: Any) -> None:
+        self._kept: npt.NDArray[np.bool_] | None = None  # [batch, steps], of padded ones
+        self._time_major = not layer.batch_first
+        name = type(layer).__name__
+        if x.ndim == 2:
+            if lengths is not None:
+                raise ValueError(f"{name}: lengths are for a padded x of three dimensions")
+            self.packed = x
+            self.cu_seqlens = np.array([0, len(x)], np.int32) if cu_seqlens is None else cu_seqlens
+            self.size = max(len(self.cu_seqlens) - 1, 0)
+            return
+        if x.ndim != 3:
+            raise ValueError(f"{name}: x has shape {list(x.shape)}, expected 2 or 3 dimensions")
+        if cu_seqlens is not None:
+            raise ValueError(f"{name}: cu_seqlens are for a packed x of two dimensions")
+        if self._time_major:
+            x = x.swapaxes(0, 1)
+        self.size, steps, _ = x.shape
+        lengths = np.full(self.size, steps) if lengths is None else np.asarray(lengths)
+        if lengths.shape != (self.size,) or (lengths.dtype.kind not in "iu" and lengths.size):
+            raise ValueError(
+                f"{name}: lengths are {lengths.dtype} of shape {list(lengths.shape)}, expected "
+                f"integers, one for each of {self.size} sequences"
+            )
+        if (wrong := (lengths < 0) | (lengths > steps)).any():
+            i = int(np.argmax(wrong))
+            raise ValueError(f"{name}: lengths[{i}] is {lengths[i]}, expected 0 to {steps} steps")
+        self.cu_seqlens = np.zeros(self.size + 1, np.int32)
+        np.cumsum(lengths, out=self.cu_seqlens[1:])
+        self._kept = np.arange(steps) < lengths[:, None]
+        self.packed = x[self._kept]
+
+    def restore(self, out: FloatArray) -> FloatArray:
+        """Packed `[total_tokens, size]` to padded with zeros, if the batch came so."""
+        if self._kept is None:
+            return out
+        padded = np.zeros((*self._kept.shape, out.shape[1]), np.float32)
+        padded[self._kept] = out
+        return padded.swapaxes(0, 1) if self._time_major else padded
+
+
+class RNN(_Recurrent):
+    """Elman RNN layers (Elman 1990), with the names of torch.nn.RNN.
+
+    Called with x and, if they are not zeros, the first states `hx`; gives (out, h_n).
+
+    x, float32, in one of these forms:
+    - padded, `[steps, batch, input_size]`, or `[batch, steps, input_size]` if `batch_first`, with
+      `lengths`, integers `[batch]` (absent: all steps); out is padded alike, with zeros;
+    - packed, `[total_tokens, input_size]`, with `cu_seqlens`, int32 `[batch + 1]`;
+    - one sequence, `[steps, input_size]`, whose states have no batch dimension.
+
+    out: x's form with `directions * hidden_size` columns, of two directions the forward half first.
+    hx, h_n: `[num_layers * directions, batch, hidden_size]`, the directions of a layer next to each
+    other, sequences in x's order. h_n is the state after a sequence's last token, or after its
+    first where a direction runs in reverse; a sequence without tokens gives its hx back. NumPy
+    gives NumPy, anything else Tensors.
+
+    Raises ValueError for shapes that do not fit, lengths that are negative or exceed the steps, and
+    weights that have not been filled in.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"RNN: nonlinearity is {nonlinearity!r}, expected 'tanh' or 'relu'")
+        super().__init__(
+            "rnn_tanh" if nonlinearity == "tanh" else "rnn_relu",
+            1,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+        )
+        self.nonlinearity = nonlinearity
+
+    def forward(
+        self,
+        x: SameArray,
+        hx: Array | None = None,
+        *,
+        lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
+        cu_seqlens: Array | None = None,
+    ) -> tuple[SameArray, SameArray]:
+        """(out, h_n); see the class."""
+        out, h_n = self._along(ops.rnn, x, {"h0": hx}, lengths, cu_seqlens)
+        return out, h_n
+
+
+class GRU(_Recurrent):
+    """GRU layers (Cho et al. 2014), with the names of torch.nn.GRU; called as RNN.
+
+    reset_after: whether the reset gate acts after the state's product, as torch has it and Keras by
+    default, or before it, as published.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        reset_after: bool = True,
+    ) -> None:
+        super().__init__(
+            "gru" if reset_after else "gru_reset_before",
+            3,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+        )
+        self.reset_after = reset_after
+
+    def forward(
+        self,
+        x: SameArray,
+        hx: Array | None = None,
+        *,
+        lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
+        cu_seqlens: Array | None = None,
+    ) -> tuple[SameArray, SameArray]:
+        """(out, h_n); see RNN."""
+        out, h_n = self._along(ops.gru, x, {"h0": hx}, lengths, cu_seqlens)
+        return out, h_n
+
+
+class LSTM(_Recurrent):
+    """LSTM layers (Hochreiter & Schmidhuber 1997), with the names of torch.nn.LSTM.
+
+    Called as RNN, but `hx` is a pair (h0, c0), and the result is (out, (h_n, c_n)). c0, c_n:
+    `[num_layers * directions, batch, hidden_size]`.
+
+    proj_size: if not 0, the size to which a product brings each output (Sak et al. 2014); out, h0
+    and h_n have it in the place of hidden_size.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+    ) -> None:
+        super().__init__(
+            "lstm",
+            4,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+        )
+
+    def forward(
+        self,
+        x: SameArray,
+        hx: tuple[Array, Array] | None = None,
+        *,
+        lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
+        cu_seqlens: Array | None = None,
+    ) -> tuple[SameArray, tuple[SameArray, SameArray]]:
+        """(out, (h_n, c_n)); see the class."""
+        if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
+            raise TypeError(f"LSTM: hx is a {type(hx).__name__}, expected a pair (h0, c0)")
+        h0, c0 = (None, None) if hx is None else hx
+        out, h_n, c_n = self._along(ops.lstm, x, {"h0": h0, "c0": c0}, lengths, cu_seqlens)
+        return out, (h_n, c_n)
