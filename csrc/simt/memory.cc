@@ -15,11 +15,11 @@ void SharedMemory::reset(std::size_t bytes, std::uint32_t fill) {
     const auto first = reinterpret_cast<std::uintptr_t>(memory_.get()) + kGuard;
     data_ = memory_.get() + kGuard + (kAlign - first % kAlign) % kAlign;
     capacity_ = bytes;
-#ifdef __SANITIZE_ADDRESS__
-    ASAN_POISON_MEMORY_REGION(memory_.get(), bytes + 2 * kGuard + kAlign);
-    ASAN_UNPOISON_MEMORY_REGION(data_, bytes);
-#endif
   }
+#ifdef __SANITIZE_ADDRESS__
+  ASAN_POISON_MEMORY_REGION(memory_.get(), capacity_ + 2 * kGuard + kAlign);
+  ASAN_UNPOISON_MEMORY_REGION(data_, bytes);
+#endif
   bytes_ = bytes;
   for (std::size_t i = 0; i + sizeof fill <= bytes; i += sizeof fill)
     std::memcpy(data_ + i, &fill, sizeof fill);
