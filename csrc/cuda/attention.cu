@@ -215,13 +215,6 @@ class LaneOffset {
   __device__ __forceinline__ LaneOffset(int row, int chunk)
       : offset_(Swizzle<kHeadDim>::offset(row, chunk)) {}
 
-  // The same; addresses derived from it live no longer than it.
-  __device__ __forceinline__ LaneOffset fresh() const {
-    LaneOffset copy = *this;
-    copy.offset_ = static_cast<int>(ptx::mov_b32(static_cast<std::uint32_t>(offset_)));
-    return copy;
-  }
-
   // From row on, a multiple of 8, and from column 16 * pair on.
   __device__ __forceinline__ int operator()(int row, int pair) const {
     return (offset_ ^ pair % kPhases * 2 * kChunkBytes) + row * 2 * kHeadDim +
@@ -347,7 +340,6 @@ class WarpTile {
 
   // scores = q k^T, of rows and keys that begin at q and k in shared memory
   __device__ __forceinline__ void multiply_keys(const char* q, const char* k) {
-    const auto k_offset = along_rows_.fresh();
     scores_.clear();
 #pragma unroll
     for (int d = 0; d < Shape::kHeadDim / 16; ++d) {
@@ -356,7 +348,7 @@ class WarpTile {
       for (int m = 0; m < kRowTiles; ++m) rows[m] = ptx::ldmatrix_x4(q + along_columns_(16 * m, d));
 #pragma unroll
       for (int n = 0; n < Shape::kWarpKeys / 16; ++n) {
-        const ptx::Fragment keys = ptx::ldmatrix_x4(k + k_offset(16 * n, d));
+        const ptx::Fragment keys = ptx::ldmatrix_x4(k + along_rows_(16 * n, d));
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
           mma<T>(scores_.x[m][2 * n], rows[m], keys.x[0], keys.x[1]);
@@ -430,7 +422,8 @@ class WarpTile {
           const float* pair = &scores_.x[m][2 * n + i / 2][2 * h];
           const float low = weight(pair[0], maximum_[m][h]);
           const float high = weight(pair[1], maximum_[m][h]);
-          sum_[m][h] += low + high;
+          sum_[m][h] += low;
+          sum_[m][h] += high;
           weights[m].x[i] = pack<T>(low, high);
         }
 #pragma unroll
