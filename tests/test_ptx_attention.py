@@ -194,6 +194,7 @@ def cases(head_dim: int, heads: dict[str, int]) -> list[AttentionCase]:
         AttentionCase(LONG, **more),
         AttentionCase(LONG, causal=True, **more),
         AttentionCase((130, 40), (300, 20), causal=True, **more),
+        AttentionCase((150,), (20,), causal=True, **more),  # a tile without keys
         AttentionCase((140,), (290,), window=(70, 20), **more),
     ]
 

@@ -510,6 +510,7 @@ __device__ __forceinline__ void load_queries(const AttentionArgs<T>& args, const
     ptx::cp_async_16(shared + Swizzle<Shape::kHeadDim>::offset(i / kChunks, i % kChunks), from,
                      inside ? 16 : 0);
   }
+  ptx::cp_async_commit();
 }
 
 // kGeneral: with a mask, a soft cap, or a scale that is not positive.
