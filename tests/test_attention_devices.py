@@ -130,5 +130,7 @@ def test_mixed_devices(device):
     a = arguments(AttentionCase((4,)), "float32")
     given = placed(a, device, "float32", "contiguous")
     for argument in ("k", "v", "cu_seqlens_q"):
-        with pytest.raises(ValueError, match=rf"^attention: {argument} is on cpu, expected {device}"):
+        with pytest.raises(
+            ValueError, match=rf"^attention: {argument} is on cpu, expected {device}"
+        ):
             ops.attention(**(given | {argument: softgate.Tensor(a[argument])}))

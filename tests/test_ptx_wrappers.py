@@ -77,7 +77,9 @@ def test_means_the_same(ptx, simt, name, seed):
     assert not result.errors, "\n".join(result.errors)
     meant = np.zeros_like(compiled)
     pointer = ctypes.c_void_p
-    report = simt.simt_wrapper(name.encode(), pointer(words.ctypes.data), pointer(meant.ctypes.data))
+    report = simt.simt_wrapper(
+        name.encode(), pointer(words.ctypes.data), pointer(meant.ctypes.data)
+    )
     assert report == b""
     assert (meant != 0).any()
     apart = np.abs(compiled.astype(np.int64) - meant.astype(np.int64))

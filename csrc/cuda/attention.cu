@@ -383,10 +383,11 @@ class WarpTile {
           if (8 * n + c < begin || 8 * n + c >= end)
             score = -kInf;
           else if constexpr (kGeneral)
-            score = final_score(args_, sequence, first_row + row,
+            score = final_score(args_, sequence, min(first_row + row, sequence.rows() - 1),
                                 first_key + 2 * (lane() % 4) + 8 * n + c, score);
         }
     });
+    if constexpr (kGeneral) __syncwarp();  // lanes may have parted
   }
 
   // Raises the maxima to the scores'; sums and output so far shrink to them.
@@ -693,9 +694,13 @@ struct FloatShape {
 template <class Shape, int kCount, int kPitch, class RowOf>
 __device__ __forceinline__ void load_floats(float* to, int first, int end, int head_dim,
                                             RowOf row_of) {
-  for (int i = warp(); i < kCount; i += Shape::kWarps)
-    for (int d = lane(); d < Shape::kPaddedDim; d += kWarp)
-      to[i * kPitch + d] = first + i < end && d < head_dim ? row_of(first + i)[d] : 0.0f;
+  for (int i = warp(); i < kCount; i += Shape::kWarps) {
+    const float* row = row_of(min(first + i, end - 1));
+    for (int d = lane(); d < Shape::kPaddedDim; d += kWarp) {
+      const float value = row[min(d, head_dim - 1)];  // without a branch: lanes stay together
+      to[i * kPitch + d] = first + i < end && d < head_dim ? value : 0.0f;
+    }
+  }
 }
 
 template <class Shape>
