@@ -251,7 +251,7 @@ class BlockCopy {
         ptx::cp_async_16(to(below), inside ? from + below * std::int64_t{stride_} : from_,
                          inside ? 16 : 0);
     }
-    ptx::cp_async_commit();
+    finish_group();
   }
 
   // From here on only copy_next, which begins with this block.
@@ -266,7 +266,7 @@ class BlockCopy {
       if (takes_part(pass * kPassRows)) ptx::cp_async_16(to(pass * kPassRows), from_);
       from_ += std::int64_t{kPassRows} * stride_;
     }
-    ptx::cp_async_commit();
+    finish_group();
     from_ += std::int64_t{Shape::kKeys - kPasses * kPassRows} * stride_;
   }
 
@@ -276,6 +276,12 @@ class BlockCopy {
 
   static __device__ __forceinline__ int row() { return static_cast<int>(threadIdx.x) / kChunks; }
   static __device__ __forceinline__ int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
+
+  static __device__ __forceinline__ void finish_group() {
+    if constexpr (Shape::kThreads % kChunks != 0 || Shape::kKeys % kPassRows != 0)
+      __syncwarp();  // lanes that take no part wait for the others
+    ptx::cp_async_commit();
+  }
 
   // In a pass, which begins `below` this thread's first row.
   static __device__ __forceinline__ bool takes_part(int below) {
