@@ -11,7 +11,7 @@ from cases import RAGGED, AttentionCase
 from devices import naive, rounded
 from ptxrun_kernels import ROOT, compile_ptx, kernel, launch, load, ptxrun  # noqa: F401
 from softgate import reference
-from tolerances import TOLERANCES, assert_close, attention_scales
+from tolerances import assert_close, attention_scales
 
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 CPP = {"float32": "f", "float16": "half", "bfloat16": "bfloat16"}
@@ -194,6 +194,7 @@ def cases(head_dim: int, heads: dict[str, int]) -> list[AttentionCase]:
         AttentionCase(LONG, **more),
         AttentionCase(LONG, causal=True, **more),
         AttentionCase((130, 40), (300, 20), causal=True, **more),
+        AttentionCase((150,), (20,), causal=True, **more),  # a tile without keys
         AttentionCase((140,), (290,), window=(70, 20), **more),
     ]
 
@@ -253,7 +254,9 @@ def test_few_queries(ptx, head_dim, dtype, seed):
 def test_float32(ptx, head_dim, seed):
     more = {"num_heads": 2, "num_kv_heads": 1, "head_dim": head_dim}
     check(ptx, AttentionCase(RAGGED, causal=True, **more), "float32", seed=seed, strict_warp=True)
-    masked = AttentionCase((40,), (70,), mask="bool_empty_rows", window=(30, 5), softcap=4.0, **more)
+    masked = AttentionCase(
+        (40,), (70,), mask="bool_empty_rows", window=(30, 5), softcap=4.0, **more
+    )
     check(ptx, masked, "float32", seed=seed)
 
 

@@ -215,13 +215,6 @@ class LaneOffset {
   __device__ __forceinline__ LaneOffset(int row, int chunk)
       : offset_(Swizzle<kHeadDim>::offset(row, chunk)) {}
 
-  // The same; addresses derived from it live no longer than it.
-  __device__ __forceinline__ LaneOffset fresh() const {
-    LaneOffset copy = *this;
-    copy.offset_ = static_cast<int>(ptx::mov_b32(static_cast<std::uint32_t>(offset_)));
-    return copy;
-  }
-
   // From row on, a multiple of 8, and from column 16 * pair on.
   __device__ __forceinline__ int operator()(int row, int pair) const {
     return (offset_ ^ pair % kPhases * 2 * kChunkBytes) + row * 2 * kHeadDim +
@@ -258,7 +251,7 @@ class BlockCopy {
         ptx::cp_async_16(to(below), inside ? from + below * std::int64_t{stride_} : from_,
                          inside ? 16 : 0);
     }
-    ptx::cp_async_commit();
+    finish_group();
   }
 
   // From here on only copy_next, which begins with this block.
@@ -273,7 +266,7 @@ class BlockCopy {
       if (takes_part(pass * kPassRows)) ptx::cp_async_16(to(pass * kPassRows), from_);
       from_ += std::int64_t{kPassRows} * stride_;
     }
-    ptx::cp_async_commit();
+    finish_group();
     from_ += std::int64_t{Shape::kKeys - kPasses * kPassRows} * stride_;
   }
 
@@ -283,6 +276,12 @@ class BlockCopy {
 
   static __device__ __forceinline__ int row() { return static_cast<int>(threadIdx.x) / kChunks; }
   static __device__ __forceinline__ int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
+
+  static __device__ __forceinline__ void finish_group() {
+    if constexpr (Shape::kThreads % kChunks != 0 || Shape::kKeys % kPassRows != 0)
+      __syncwarp();  // lanes that take no part wait for the others
+    ptx::cp_async_commit();
+  }
 
   // In a pass, which begins `below` this thread's first row.
   static __device__ __forceinline__ bool takes_part(int below) {
@@ -347,7 +346,6 @@ class WarpTile {
 
   // scores = q k^T, of rows and keys that begin at q and k in shared memory
   __device__ __forceinline__ void multiply_keys(const char* q, const char* k) {
-    const auto k_offset = along_rows_.fresh();
     scores_.clear();
 #pragma unroll
     for (int d = 0; d < Shape::kHeadDim / 16; ++d) {
@@ -356,7 +354,7 @@ class WarpTile {
       for (int m = 0; m < kRowTiles; ++m) rows[m] = ptx::ldmatrix_x4(q + along_columns_(16 * m, d));
 #pragma unroll
       for (int n = 0; n < Shape::kWarpKeys / 16; ++n) {
-        const ptx::Fragment keys = ptx::ldmatrix_x4(k + k_offset(16 * n, d));
+        const ptx::Fragment keys = ptx::ldmatrix_x4(k + along_rows_(16 * n, d));
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
           mma<T>(scores_.x[m][2 * n], rows[m], keys.x[0], keys.x[1]);
@@ -391,10 +389,11 @@ class WarpTile {
           if (8 * n + c < begin || 8 * n + c >= end)
             score = -kInf;
           else if constexpr (kGeneral)
-            score = final_score(args_, sequence, first_row + row,
+            score = final_score(args_, sequence, min(first_row + row, sequence.rows() - 1),
                                 first_key + 2 * (lane() % 4) + 8 * n + c, score);
         }
     });
+    if constexpr (kGeneral) __syncwarp();  // lanes may have parted
   }
 
   // Raises the maxima to the scores'; sums and output so far shrink to them.
@@ -430,7 +429,8 @@ class WarpTile {
           const float* pair = &scores_.x[m][2 * n + i / 2][2 * h];
           const float low = weight(pair[0], maximum_[m][h]);
           const float high = weight(pair[1], maximum_[m][h]);
-          sum_[m][h] += low + high;
+          sum_[m][h] += low;
+          sum_[m][h] += high;
           weights[m].x[i] = pack<T>(low, high);
         }
 #pragma unroll
@@ -517,6 +517,7 @@ __device__ __forceinline__ void load_queries(const AttentionArgs<T>& args, const
     ptx::cp_async_16(shared + Swizzle<Shape::kHeadDim>::offset(i / kChunks, i % kChunks), from,
                      inside ? 16 : 0);
   }
+  ptx::cp_async_commit();
 }
 
 // kGeneral: with a mask, a soft cap, or a scale that is not positive.
@@ -699,9 +700,13 @@ struct FloatShape {
 template <class Shape, int kCount, int kPitch, class RowOf>
 __device__ __forceinline__ void load_floats(float* to, int first, int end, int head_dim,
                                             RowOf row_of) {
-  for (int i = warp(); i < kCount; i += Shape::kWarps)
-    for (int d = lane(); d < Shape::kPaddedDim; d += kWarp)
-      to[i * kPitch + d] = first + i < end && d < head_dim ? row_of(first + i)[d] : 0.0f;
+  for (int i = warp(); i < kCount; i += Shape::kWarps) {
+    const float* row = row_of(min(first + i, end - 1));
+    for (int d = lane(); d < Shape::kPaddedDim; d += kWarp) {
+      const float value = row[min(d, head_dim - 1)];  // without a branch: lanes stay together
+      to[i * kPitch + d] = first + i < end && d < head_dim ? value : 0.0f;
+    }
+  }
 }
 
 template <class Shape>

@@ -254,13 +254,4 @@ __device__ __forceinline__ std::uint32_t cvt_rn_bf16x2(float low, float high) {
 #endif
 }
 
-// x, of which the compiler no longer knows that it is x: what is derived from it is computed again
-// rather than kept in registers.
-__device__ __forceinline__ std::uint32_t mov_b32(std::uint32_t x) {
-#ifndef SOFTGATE_SIMT
-  asm volatile("mov.b32 %0, %0;" : "+r"(x));
-#endif
-  return x;
-}
-
 }  // namespace softgate::cuda::ptx
