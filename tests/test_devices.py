@@ -259,13 +259,6 @@ def test_tensors_on_mixed_devices(device):
         ops.add_rms_norm(x.to(device), x, softgate.Tensor(weight).to(device))
 
 
-def test_an_op_without_a_kernel_for_the_device(device):
-    q = softgate.Tensor(np.ones((2, 1, 8), np.float32)).to(device)
-    starts = softgate.Tensor(np.array([0, 2], np.int32)).to(device)
-    with pytest.raises(ValueError, match=rf"^attention: q is on {device}, expected cpu$"):
-        ops.attention(q, q, q, starts)
-
-
 @pytest.mark.parametrize("dtype", [*DTYPES, "int32", "int64", "int8", "bool"])
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 4), (2, 3, 4), (2, 0, 3)])
 def test_copies_there_and_back(device, shape, dtype):
