@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -19,9 +20,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     on_cpu = config.getoption("--device") == "cpu"
-    wanted = [item for item in items if on_cpu != ("device" in getattr(item, "fixturenames", ()))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(wanted)])
-    items[:] = wanted
+    with_ptx = os.environ.get("SOFTGATE_PROOFS") != "off"
+
+    def is_wanted(item: pytest.Item) -> bool:
+        of_device = "device" in getattr(item, "fixturenames", ())
+        return of_device != on_cpu and (with_ptx or not item.path.name.startswith("test_ptx"))
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = filter(is_wanted, items)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ namespace py = pybind11;
 
 void register_errors();
 void register_runtime(py::module_& m);
+void register_device(py::module_& m);
 void register_tensor(py::module_& m);
 void register_ops(py::module_& m);
 

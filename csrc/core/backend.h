@@ -12,6 +12,7 @@ namespace softgate {
 // Handles that only the backend looks into. A null stream is the default stream.
 using Stream = void*;
 using Event = void*;
+using Graph = void*;
 
 struct DeviceInfo {
   std::string name;
@@ -20,12 +21,13 @@ struct DeviceInfo {
   std::size_t memory;
 };
 
-// Functions throw std::runtime_error, or std::bad_alloc where memory runs out; they make `device`
-// the calling thread's current one.
+// Functions throw std::runtime_error, or std::bad_alloc where memory runs out; those that take a
+// device make it the calling thread's current one.
 struct Backend {
   // The cards there are; throws when there is no driver.
   int (*device_count)();
   DeviceInfo (*device_info)(int device);
+  void (*use)(int device);  // for what is launched next
 
   // Memory that kernels on `stream` may use at once, and that is used again when those before its
   // release are done. At least 256-byte aligned, uninitialised.
@@ -49,6 +51,13 @@ struct Backend {
   void (*wait)(int device, Stream stream, Event event);
   void (*synchronize_event)(Event event);
   float (*milliseconds)(Event from, Event to);
+
+  // Between begin and end, what runs on `stream` is recorded instead. The graph keeps the memory
+  // that was allocated meanwhile; the tensors in it are written anew by every launch.
+  void (*begin_capture)(int device, Stream stream);
+  Graph (*end_capture)(int device, Stream stream);
+  void (*launch_graph)(int device, Graph graph, Stream stream);
+  void (*destroy_graph)(int device, Graph graph) noexcept;
 
   const void* kernels;  // cuda/kernels.h
 };

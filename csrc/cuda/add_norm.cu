@@ -114,14 +114,14 @@ __global__ void __launch_bounds__(kMaxThreads) add_norm_long_kernel(const AddNor
 // Can every access of every row be one of kVec<T> elements?
 template <class T>
 bool is_vectorizable(const AddNormArgs<T>& args) {
-  for (const void* p : {static_cast<const void*>(args.x), static_cast<const void*>(args.residual),
-                        static_cast<const void*>(args.weight), static_cast<const void*>(args.bias),
-                        static_cast<const void*>(args.out), static_cast<const void*>(args.sum)}) {
+  const void* pointers[] = {args.x, args.residual, args.weight, args.bias, args.out, args.sum};
+  for (const void* p : pointers) {
     if (reinterpret_cast<std::uintptr_t>(p) % 16 != 0) return false;
   }
-  for (const std::int64_t n :
-       {args.hidden, args.x_stride, args.residual_stride, args.out_stride, args.sum_stride}) {
-    if (n % kVec<T> != 0) return false;
+  const std::int64_t counts[] = {args.hidden, args.x_stride, args.residual_stride, args.out_stride,
+                                 args.sum_stride};
+  for (const std::int64_t count : counts) {
+    if (count % kVec<T> != 0) return false;
   }
   return true;
 }

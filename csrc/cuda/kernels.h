@@ -25,9 +25,12 @@ struct Kernels {
 
 using KernelTables = std::tuple<Kernels<float>, Kernels<half>, Kernels<bfloat16>>;
 
+// Also makes `device` the one that they run on.
 template <class T>
 const Kernels<T>& kernels(Device device) {
-  return std::get<Kernels<T>>(*static_cast<const KernelTables*>(backend(device).kernels));
+  const Backend& found = backend(device);
+  found.use(device.index);
+  return std::get<Kernels<T>>(*static_cast<const KernelTables*>(found.kernels));
 }
 
 }  // namespace softgate::cuda

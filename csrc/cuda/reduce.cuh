@@ -35,7 +35,7 @@ __device__ __forceinline__ float block_reduce(float value, float* scratch, int t
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   value = warp_reduce(value, op);
   if (lane == 0) scratch[warp] = value;
-  __syncwarp();  // PTX wants a warp to reach the block's barrier together
+  __syncwarp();  // bar.sync wants the warp together
   __syncthreads();
   return warp_reduce(lane < threads / kWarp ? scratch[lane] : Op::kIdentity, op);
 }

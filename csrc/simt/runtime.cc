@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 
 #include "simt/executor.h"
 
@@ -53,6 +54,7 @@ Backend runtime() {
           [](int) {
             return DeviceInfo{"CUDA threads as fibers of the CPU", 8, 0, simt::kMultiprocessors, 0};
           },
+      .use = [](int) {},
       .allocate = allocate,
       .deallocate = deallocate,
       .cached_bytes = [](int) { return std::size_t{0}; },
@@ -70,6 +72,10 @@ Backend runtime() {
           [](Event from, Event to) {
             return std::chrono::duration<float, std::milli>(time(to) - time(from)).count();
           },
+      .begin_capture = [](int, Stream) { throw std::runtime_error("device simt has no graphs"); },
+      .end_capture = [](int, Stream) { return Graph{}; },
+      .launch_graph = [](int, Graph, Stream) {},
+      .destroy_graph = [](int, Graph) noexcept {},
       .kernels = nullptr,
   };
 }

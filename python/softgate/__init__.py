@@ -17,7 +17,7 @@ from softgate._core import (
 )
 
 if TYPE_CHECKING:
-    from softgate import models, nn, ops
+    from softgate import cuda, models, nn, ops
     from softgate.models import load
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PackedWeight",
     "Tensor",
+    "cuda",
     "isa",
     "isas",
     "load",
@@ -40,7 +41,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import the parts that need more than the extension when they are first used."""
-    if name in {"models", "nn", "ops"}:
+    if name in {"cuda", "models", "nn", "ops"}:
         return importlib.import_module(f"softgate.{name}")
     if name == "load":
         return importlib.import_module("softgate.models").load

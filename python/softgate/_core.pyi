@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, SupportsIndex, final
+from typing import Any, SupportsIndex, TypedDict, final
 
 import numpy.typing as npt
 
@@ -84,6 +84,59 @@ class Tensor:
     def __len__(self) -> int: ...
     def __getitem__(self, key: SupportsIndex | slice | tuple[SupportsIndex | slice, ...]) -> Tensor:
         """A view. Raises IndexError out of range, ValueError for a slice with a step."""
+
+@final
+class Event:
+    """A moment of a stream."""
+
+    def synchronize(self) -> None:
+        """Wait until it has passed."""
+
+    def milliseconds_to(self, later: Event) -> float:
+        """Between two events that have passed."""
+
+@final
+class Graph:
+    def launch(self) -> None: ...
+
+@final
+class Stream:
+    """A queue of a device. Entered, it is the calling thread's current one."""
+
+    def __init__(self, device: str = "cuda") -> None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def handle(self) -> int:
+        """The address of the `cudaStream_t`."""
+
+    def synchronize(self) -> None:
+        """Wait until everything it was given is done."""
+
+    def wait(self, event: Event) -> None:
+        """What it is given from now on waits for `event`."""
+
+    def record(self) -> Event:
+        """The moment when everything it was given so far is done."""
+
+    def begin_capture(self) -> None: ...
+    def end_capture(self) -> Graph: ...
+    def __enter__(self) -> Stream: ...
+    def __exit__(self, *error: object) -> None: ...
+
+class DeviceInfo(TypedDict):
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    memory: int
+
+def device_count(kind: str = "cuda") -> int: ...
+def device_info(device: str = "cuda") -> DeviceInfo: ...
+def synchronize(device: str = "cuda") -> None:
+    """Wait until everything that the current stream of a device was given is done."""
+
+def device_cached_bytes(device: str = "cuda") -> int: ...
+def device_release_cached(device: str = "cuda") -> None: ...
 
 @final
 class PackedWeight:

@@ -140,7 +140,7 @@ def info(spec: str | None) -> None:
             ("softgate", softgate.__version__),
             ("isa", f"{softgate.isa()} (available: {', '.join(softgate.isas())})"),
             ("threads", str(softgate.num_threads())),
-            ("backends", "cpu"),
+            ("cuda", softgate.cuda.describe()),
         ]
         if spec is not None:
             rows += _describe(spec, softgate.load(spec))
