@@ -63,8 +63,9 @@ bool all_take_vectors(const EmbeddingArgs<T>& args) {
 
 }  // namespace
 
+// One block per multiprocessor is all that is asked for: ptxas would spill to make room for more.
 template <class T, int kWidth, bool kInRegisters>
-__global__ void __launch_bounds__(kMaxRowThreads) embedding_kernel(const EmbeddingArgs<T> args) {
+__global__ void __launch_bounds__(kMaxRowThreads, 1) embedding_kernel(const EmbeddingArgs<T> args) {
   const std::int64_t token = row_index();
   if (token >= args.tokens) return;
   T* out = args.out + token * args.out_stride;

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kPoolThreads) pool_kernel(const PoolArgs<T> ar
     }
   }
 
-  __syncwarp();  // the loop parts a warp; PTX wants it to reach the block's barrier together
+  __syncwarp();  // bar.sync wants the warp together, and the loop parts it
   const int threads = static_cast<int>(blockDim.x * blockDim.y);
   float* shared = reinterpret_cast<float*>(shared_memory()) + threadIdx.x;  // [kWidth, y, x]
 #pragma unroll
