@@ -201,9 +201,9 @@ def pack_recurrent(
     applies its reset gate after the product (torch; Keras' reset_after=True),
     "gru_reset_before" before it (Cho et al. 2014; ONNX's linear_before_reset=0).
 
-    `dtype` is how weight_hh is stored on the CPU; everything else stays float32. On a device weights
-    keep theirs, which is also that of x, states and results. "bfloat16" is rounded to nearest even
-    and computed with in float32. "int8" has a scale per column, and the state is
+    `dtype` is how weight_hh is stored on the CPU; everything else stays float32. On a device
+    weights keep theirs, which is also that of x, states and results. "bfloat16" is rounded to
+    nearest even and computed with in float32. "int8" has a scale per column, and the state is
     quantised for every row and step, symmetrically, to its largest magnitude; a state with a NaN or
     an infinity gives NaN.
 
