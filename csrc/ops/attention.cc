@@ -16,7 +16,7 @@ std::int64_t check_lengths(const char* argument, const Tensor& cu_seqlens, std::
   const Tensor on_host =
       device.kind == DeviceKind::cpu ? cu_seqlens : copy_to(cu_seqlens, Device{}, DType::int32);
   check_cu_seqlens("attention", argument, on_host, total);
-  const auto* offsets = cu_seqlens.data<std::int32_t>();
+  const auto* offsets = on_host.data<std::int32_t>();
   std::int64_t length = 0;
   for (std::int64_t i = 1; i < on_host.size(0); ++i)
     length = std::max<std::int64_t>(length, offsets[i] - offsets[i - 1]);
