@@ -24,6 +24,7 @@ Ints = npt.NDArray[np.integer[Any]]
 _SPACE = "\u2581"  # what SentencePiece writes a space as
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # types of tokens
 _LONGEST_MERGED = 256  # characters; no vocabulary comes near, and finding merges takes its square
+_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 _GEMMAS = ("gemma", "gemma2", "gemma3")
 
 # Word patterns: contractions, letters, digits, punctuation, white space.
@@ -94,13 +95,20 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
             )
     with library_errors("the GGUF file's tokenizer is broken"):
         build = _byte_level if kind == "gpt2" else _sentence_piece
+        # Phi-3's special tokens take the white space after them; no file says so.
+        phi_3 = kind == "llama" and metadata.get("general.architecture") == "phi3"
         tokenizer: tokenizers.Tokenizer = build(metadata, tokens, types)
         # What has the control type is left out of decoded text; the other added tokens are not.
         for special, add in ((True, tokenizer.add_special_tokens), (False, tokenizer.add_tokens)):
             wanted = (_CONTROL, _UNKNOWN) if special else (_USER_DEFINED,)
             add(
                 [
-                    AddedToken(token, normalized=False, special=special)
+                    AddedToken(
+                        token,
+                        normalized=False,
+                        special=special,
+                        rstrip=special and phi_3 and token not in _KEEP_SPACE,
+                    )
                     for token, token_type in zip(tokens, types, strict=True)
                     if token_type in wanted and token
                 ]
