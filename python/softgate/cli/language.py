@@ -18,13 +18,6 @@ DEFAULT = Sampling()
 
 _SAMPLING = (
     click.option(
-        "--max-new-tokens",
-        type=click.IntRange(min=1),
-        default=DEFAULT.max_new_tokens,
-        show_default=True,
-        help="Where a text ends at the latest.",
-    ),
-    click.option(
         "--temperature",
         type=float,
         default=DEFAULT.temperature,
@@ -79,9 +72,18 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     return _decorated(command, _MODEL)
 
 
-def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
-    """One option for each setting of `Sampling` that makes sense here."""
-    return _decorated(command, _SAMPLING)
+def sampling_options(
+    max_new_tokens: int,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option for each setting of `Sampling` that makes sense here."""
+    length = click.option(
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        default=max_new_tokens,
+        show_default=True,
+        help="Where a text ends at the latest.",
+    )
+    return lambda command: _decorated(command, (length, *_SAMPLING))
 
 
 def _decorated(command: Callable[..., None], options: tuple[Any, ...]) -> Callable[..., None]:
