@@ -247,6 +247,19 @@ def attention(
     return_weights: bool,
     out: Array | None,
 ) -> Array | tuple[Array, ...]: ...
+def cached_attention(
+    q: SameArray,
+    k_cache: Array,
+    v_cache: Array,
+    cu_seqlens_q: Array,
+    lengths_k: Array,
+    cache_rows: Array | None,
+    scale: float | None,
+    window: tuple[int, int],
+    causal: bool,
+    softcap: float,
+    out: Array | None,
+) -> SameArray: ...
 def add_layer_norm(
     x: SameArray,
     residual: Array | None,
@@ -297,3 +310,29 @@ def recurrent_cell(
 def softmax(x: SameArray, out: Array | None) -> SameArray: ...
 def pool(x: SameArray, cu_seqlens: Array, mode: str, out: Array | None) -> SameArray: ...
 def normalize(x: SameArray, eps: float, out: Array | None) -> SameArray: ...
+def penalize(logits: SameArray, ids: Array, cu_ids: Array, penalty: float) -> SameArray: ...
+def rotary(
+    qkv: SameArray,
+    cu_seqlens: Array,
+    starts: Array,
+    k_cache: Array,
+    v_cache: Array,
+    num_heads: int,
+    cos: Array | None,
+    sin: Array | None,
+    q_norm: Array | None,
+    k_norm: Array | None,
+    eps: float,
+    interleaved: bool,
+    cache_rows: Array | None,
+    out: Array | None,
+) -> SameArray: ...
+def sample(
+    logits: SameArray,
+    random: Array,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+) -> SameArray: ...
+def token_logprobs(logits: SameArray, ids: Array) -> SameArray: ...
