@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -18,6 +19,7 @@ from softgate._files import atomic_write
 
 if TYPE_CHECKING:
     from softgate.models.bert import Bert
+    from softgate.models.gpt import Gpt
     from softgate.text import Encoding
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -114,7 +116,7 @@ def embed(
             softgate.set_num_threads(threads)
         # Opened before the model is loaded: a bad path is said at once.
         with atomic_write(*([] if output is None else [output])) as files:
-            embedder = Embedder(softgate.load(spec), normalize, max_length, truncate, batch_tokens)
+            embedder = Embedder(load_encoder(spec), normalize, max_length, truncate, batch_tokens)
             if output is None:
                 finished = len(lines)
                 _print_embeddings(lines, np.concatenate(list(embedder.batches(lines))))
@@ -148,21 +150,45 @@ def info(spec: str | None) -> None:
             click.echo(f"{name:<12}{value}")
 
 
-def _describe(spec: str, model: Bert) -> list[tuple[str, str]]:
+def load_encoder(spec: str) -> Bert:
+    """A model that embeds texts. Raises ValueError when `spec` names another kind."""
+    from softgate.models.gpt import Gpt
+
+    model = softgate.load(spec)
+    if isinstance(model, Gpt):
+        raise ValueError(f"{spec} is a {model.config.model_type} model, which generates text")
+    return model
+
+
+def _describe(spec: str, model: Bert | Gpt) -> list[tuple[str, str]]:
+    from softgate.models.gpt import Gpt
+
     config = model.config
+    if isinstance(model, Gpt):
+        family, dtype, further = model.config.model_type, _weight_types(model), []
+    else:
+        family, dtype, further = "bert", "float32", [("pooling", str(model.pooling))]
     return [
         ("model", spec),
-        ("family", type(model).__name__.lower()),
+        ("family", family),
         ("layers", str(config.num_hidden_layers)),
         ("hidden", str(config.hidden_size)),
         ("heads", str(config.num_attention_heads)),
         ("vocabulary", str(config.vocab_size)),
         ("parameters", f"{model.num_parameters():,}"),
         ("memory", f"{model.nbytes() / 2**20:.1f} MiB"),
-        ("dtype", "float32"),
+        ("dtype", dtype),
         ("max length", str(model.max_length)),
-        ("pooling", model.pooling),
+        *further,
     ]
+
+
+def _weight_types(model: Gpt) -> str:
+    """How weights are kept, those that take most memory first."""
+    sizes: Counter[str] = Counter()
+    for _, parameter in model.named_parameters():
+        sizes[parameter.value.dtype] += parameter.value.nbytes
+    return ", ".join(dtype for dtype, _ in sizes.most_common())
 
 
 class Embedder:

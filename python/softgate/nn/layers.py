@@ -92,16 +92,23 @@ class Attention(Module):
 
 
 class FeedForward(Module):
-    """Two products with an activation between them."""
+    """Two products with an activation between them, or `down(activation(gate(x)) * up(x))`."""
 
     def __init__(
-        self, hidden_size: int, intermediate_size: int, activation: ops.Activation
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: ops.Activation,
+        *,
+        gated: bool = False,
+        bias: bool = True,
     ) -> None:
         self.activation = activation
-        self.up = Linear(hidden_size, intermediate_size)
-        self.down = Linear(intermediate_size, hidden_size)
+        width = 2 * intermediate_size if gated else intermediate_size
+        self.up = Linear(hidden_size, width, bias, gated=gated)
+        self.down = Linear(intermediate_size, hidden_size, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x and the result: `[total_tokens, hidden_size]`."""
-        y: Tensor = self.down(self.up(x, activation=self.activation))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x, residual, which is added, and the result: `[total_tokens, hidden_size]`."""
+        y: Tensor = self.down(self.up(x, activation=self.activation), residual=residual)
         return y
