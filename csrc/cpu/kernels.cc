@@ -8,11 +8,14 @@ namespace softgate::cpu::SOFTGATE_ISA {
 void add_norm(const AddNormArgs<float>&);
 void attention(const AttentionArgs<float>&);
 void embedding(const EmbeddingArgs<float>&);
+void gather(const GatherArgs&);
 void gru(const RecurrentArgs&);
-void linear(const LinearArgs<float>&);
+void linear(const PanelLinearArgs&);
+std::int64_t linear_workspace(const PanelFormat&, std::int64_t rows, std::int64_t in_features);
 void lstm(const RecurrentArgs&);
 void normalize(const NormalizeArgs<float>&);
 void pack(const PackArgs&);
+std::int64_t panel_bytes(const PanelFormat&, std::int64_t in_features);
 void pool(const PoolArgs<float>&);
 void restore_panel(const PanelArgs&);
 void rnn(const RecurrentArgs&);
@@ -25,11 +28,14 @@ const Kernels kernels = {
     .add_norm = add_norm,
     .attention = attention,
     .embedding = embedding,
+    .gather = gather,
     .gru = gru,
     .linear = linear,
+    .linear_workspace = linear_workspace,
     .lstm = lstm,
     .normalize = normalize,
     .pack = pack,
+    .panel_bytes = panel_bytes,
     .pool = pool,
     .restore_panel = restore_panel,
     .rnn = rnn,
