@@ -14,16 +14,28 @@ from softgate.nn.module import Module, Parameter
 
 
 class Linear(Module):
-    """`activation(x @ weight.T + bias) + residual`, the weight packed for the CPU in use."""
+    """`activation(x @ weight.T + bias) + residual`, the weight packed for the CPU in use.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        self.weight = Parameter(out_features, in_features, packed=True)
+    dtype: how it is stored, see `ops.pack`. gated: the weight's rows, and the bias, are [gate; up],
+    half of out_features each, and the result is `activation(gate) * up + residual`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: ops.WeightType = "float32",
+        gated: bool = False,
+    ) -> None:
+        self.weight = Parameter(out_features, in_features, packed=True, dtype=dtype, gated=gated)
         self.bias = Parameter(out_features, init=0.0) if bias else None
 
     def forward(
         self, x: Tensor, *, activation: ops.Activation = "none", residual: Tensor | None = None
     ) -> Tensor:
-        """x: `[..., in_features]`; residual and the result: `[..., out_features]`."""
+        """x: `[..., in_features]`; residual and the result: `[..., out_features]`, or half."""
         bias = None if self.bias is None else self.bias.value
         return ops.linear(x, self.weight.value, bias, activation=activation, residual=residual)
 
