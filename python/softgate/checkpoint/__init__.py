@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
 from softgate._files import atomic_write
-from softgate.checkpoint.errors import CheckpointError
+from softgate.checkpoint.errors import CheckpointError, quote
 from softgate.checkpoint.folder import member, parse_json, read_object
 from softgate.checkpoint.gguf import GgufWeights, Quantized
 from softgate.checkpoint.safetensors import (
@@ -19,11 +19,21 @@ from softgate.checkpoint.safetensors import (
     ShardedFiles,
     write_safetensors,
 )
-from softgate.checkpoint.source import WEIGHTS, WEIGHTS_INDEX, find_checkpoint, other_weights
+from softgate.checkpoint.source import (
+    PACKED,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    find_checkpoint,
+    other_weights,
+)
 
 __all__ = ["Checkpoint", "CheckpointError", "Quantized", "open_checkpoint", "save_checkpoint"]
 
 CONFIG = "config.json"
+
+# softgate's own format, for weights that are quantised: config.json says so, and the tensors of
+# PACKED are those of `Module.state_dict`.
+PACKED_FORMAT, VERSION = "softgate_format", 1
 
 
 class Checkpoint:
@@ -35,6 +45,7 @@ class Checkpoint:
     shapes: the shape of each, without touching its data.
     dtypes: how the file stores each: safetensors' or GGUF's name, such as F32, BF16 or Q4_K.
     metadata: a GGUF file's metadata; empty for a folder.
+    packed: is it in softgate's own format, which quantised models are saved in?
     """
 
     spec: str
@@ -44,16 +55,19 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     metadata: Mapping[str, Any]
+    packed: bool
 
     def __init__(self, spec: str, path: Path) -> None:
         self.spec = spec
         self._gguf: GgufWeights | None = None
+        self.packed = False
         if path.is_dir():
             self.folder = path
             if not (path / CONFIG).is_file():
                 raise CheckpointError(f"{path} holds no {CONFIG}")
             self.config = read_object(path / CONFIG)
-            weights = _open_weights(path)
+            self.packed = PACKED_FORMAT in self.config
+            weights = _open_packed(path, self.config) if self.packed else _open_weights(path)
             self.tensors, self._close = weights, weights.close
             self.shapes = MappingProxyType({n: e.shape for n, e in weights.entries.items()})
             self.dtypes = MappingProxyType({n: e.dtype for n, e in weights.entries.items()})
@@ -132,8 +146,14 @@ def save_checkpoint(
     config: Mapping[str, Any],
     tensors: Mapping[str, Array],
     files: Mapping[str, Path | bytes] = MappingProxyType({}),
+    *,
+    bfloat16: Collection[str] = (),
+    packed: bool = False,
 ) -> None:
     """Write a checkpoint that softgate and Hugging Face both read.
+
+    bfloat16: names of float32 tensors to store as that, which loses nothing of them. packed: in
+    softgate's own format instead, with the tensors of `Module.state_dict`.
 
     `files` are further files by name, as bytes or as a path to copy from. All files are written
     aside and renamed at the end, so that a failure leaves an older checkpoint as it was; `tensors`
@@ -147,16 +167,27 @@ def save_checkpoint(
         name: source if isinstance(source, bytes) else source.read_bytes()
         for name, source in files.items()
     }
-    if WEIGHTS in contents or CONFIG in contents:
-        raise ValueError(f"files: {CONFIG} and {WEIGHTS} come from config and tensors")
-    contents[CONFIG] = (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode()
+    if contents.keys() & {CONFIG, WEIGHTS, PACKED}:
+        raise ValueError(f"files: {CONFIG} and the weights come from config and tensors")
+    said = dict(config) | ({PACKED_FORMAT: VERSION} if packed else {})
+    contents[CONFIG] = (json.dumps(said, indent=2, sort_keys=True) + "\n").encode()
     paths = [member(folder, name) for name in contents]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(*paths, folder / WEIGHTS) as (*others, weights):
+    with atomic_write(*paths, folder / (PACKED if packed else WEIGHTS)) as (*others, weights):
         for file, content in zip(others, contents.values(), strict=True):
             file.write(content)
-        write_safetensors(weights, tensors)
+        write_safetensors(weights, tensors, bfloat16)
+
+
+def _open_packed(folder: Path, config: Mapping[str, Any]) -> SafetensorsFile:
+    if config[PACKED_FORMAT] != VERSION:
+        raise CheckpointError(
+            f"{folder}: {PACKED_FORMAT} is {quote(config[PACKED_FORMAT])}, expected {VERSION}"
+        )
+    if not (folder / PACKED).is_file():
+        raise CheckpointError(f"{folder} holds no {PACKED}")
+    return SafetensorsFile(folder / PACKED)
 
 
 def _open_weights(folder: Path) -> SafetensorsFile | ShardedFiles:

