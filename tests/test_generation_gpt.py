@@ -30,6 +30,8 @@ GPT2 = {
     "n_layer": 2,
     "n_head": 4,
     "n_positions": 96,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", LLAMA),
