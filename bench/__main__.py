@@ -146,7 +146,9 @@ def break_down(pattern: str, quick: bool, threads: int) -> None:
 
 
 @main.command("gpu-report")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True)
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True
+)
 @click.option("--smoke", is_flag=True, help="Tiny sizes, few tests, no times: for an interpreter.")
 @output_option
 def gpu(minutes: float, smoke: bool, output: Path) -> None:

@@ -466,9 +466,6 @@ class Recurrent(GpuCase):
         return lambda: layer(batch)[0]
 
 
-SIXTEEN: tuple[DType, ...] = ("float16", "bfloat16")
-
-
 def kernel_cases() -> list[GpuCase]:
     """In an order in which every kind has its turn early: time may run out."""
     attention = [

@@ -95,6 +95,8 @@ def _bars(
     axes.margins(x=0.25)
     if unit == "share of the limit":
         axes.axvline(1.0, color="0.4", linewidth=1, linestyle="--")
+    elif results:
+        axes.set_xscale("log")
 
 
 def _text(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,7 @@ PACKAGE = BUILD / "package"
 LIMITS_SOURCE = ROOT / "csrc" / "bench" / "gpu_limits.cu"
 OLDEST = (7, 5)
 NEEDED = ("pybind11", "pytest")
+USES_DEVICE = re.compile(r"^def \w+\([^)]*\bdevice\b", re.MULTILINE)
 
 # Of the whole time: the longest a build may take, and what stays for the picture.
 BUILD_SHARE = 0.7
@@ -277,20 +279,12 @@ def environment() -> dict[str, str]:
 
 
 def device_tests() -> list[str]:
-    """Files of tests; those that need torch only where it is."""
-    paths = sorted((ROOT / "tests").glob("test_*.py"))
-    if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        return [str(path) for path in paths]
+    """The files whose tests run on a device, but for the test of this report."""
     return [
         str(path)
-        for path in paths
-        if not {"import torch", "from transformers"} & set(needs(path.read_text()))
+        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        if USES_DEVICE.search(path.read_text("utf-8")) and path.name != "test_gpu_report.py"
     ]
-
-
-def needs(text: str) -> Iterator[str]:
-    """The first two words of each line."""
-    return (" ".join(line.split()[:2]) for line in text.splitlines())
 
 
 def check(budget: Budget, smoke: bool) -> dict[str, Any]:

@@ -368,6 +368,7 @@ def test_info(monkeypatch: pytest.MonkeyPatch, model: StandIn) -> None:
     alone = run("info")
     assert alone.exit_code == 0
     assert alone.stdout.startswith(f"softgate    {softgate.__version__}\nisa         ")
+    assert alone.stdout.endswith(f"\ncuda        {softgate.cuda.describe()}\n")
     described = run("info", "--model", "stand-in")
     assert described.stdout.startswith(alone.stdout)
     found = dict(line.split(maxsplit=1) for line in described.stdout.splitlines())

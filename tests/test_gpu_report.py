@@ -279,14 +279,11 @@ def test_page_of_plots(smoke: bool, tmp_path: Path) -> None:
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tests_that_need_torch_stay_out_where_it_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert str(ROOT / "tests" / "test_bert.py") in gpu_report.device_tests()
-    monkeypatch.setattr(gpu_report.importlib.util, "find_spec", lambda name: None)
+def test_device_tests_are_found() -> None:
     names = {Path(path).name for path in gpu_report.device_tests()}
-    assert names >= {"test_devices.py", "test_attention_devices.py", "test_recurrent_devices.py"}
-    assert "test_bert.py" not in names
+    assert names >= {"test_cuda.py", "test_devices.py"}
+    assert names >= {"test_attention_devices.py", "test_recurrent_devices.py"}
+    assert not names & {"test_gpu_report.py", "test_bert.py", "test_nn.py"}
 
 
 CHECKED = """
