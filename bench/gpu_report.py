@@ -45,6 +45,7 @@ CHECK_SHARE = 0.5
 # Preparing a case takes about as long as sampling it.
 SAMPLING_SHARE = 0.4
 MAX_SAMPLING_SECONDS = 1.0
+MAX_FAILURES = 20  # an error on a card makes all later tests of the process fail
 SMOKE_EVERY = 331  # tests of the table, on an interpreter
 
 
@@ -136,7 +137,7 @@ def report(output: Path, minutes: float, smoke: bool) -> int:
     with stage("time"):
         results, limits = time_cases(card, limits, budget, smoke)
         content |= results_json(results, limits, smoke)
-    for failure in content["check"]["failures"]:
+    for failure in content["check"]["failures"][:MAX_FAILURES]:
         click.echo(f"FAILED {failure['test']}")
     written = [path]
     if importlib.util.find_spec("matplotlib") is not None:
@@ -269,8 +270,11 @@ def run_logged(command: Sequence[str], name: str, seconds: float) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             raise
     if status != 0:
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-        raise click.ClickException(f"gpu-report: {name} failed, see {log}:\n{end}")
+        raise click.ClickException(f"gpu-report: {name} failed, see {log}:\n{last_lines(log)}")
+
+
+def last_lines(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-30:])
 
 
 def environment() -> dict[str, str]:
@@ -299,16 +303,8 @@ def check(budget: Budget, smoke: bool) -> dict[str, Any]:
         "--summary": summary,
         "--build": PACKAGE,
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "bench.gpu_checks",
-        "-p",
-        "no:cacheprovider",
-    ]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
+    command += ["-p", "bench.gpu_checks", f"--maxfail={MAX_FAILURES}"]
     command += [str(part) for option in options.items() for part in option]
     log = BUILD / "check.log"
     with log.open("w") as file:
@@ -319,9 +315,9 @@ def check(budget: Budget, smoke: bool) -> dict[str, Any]:
         timer.start()
         process.wait()
         timer.cancel()
-    if not summary.exists():
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-        raise click.ClickException(f"gpu-report: the tests ended without a result:\n{end}")
+    if not summary.exists():  # it crashed, or hung: the log ends with the test that did
+        failure = {"test": f"the tests ended early, see {log}", "message": last_lines(log)}
+        return {"passed": 0, "failed": 1, "skipped": 0, "not_run": 0, "failures": [failure]}
     found: dict[str, Any] = json.loads(summary.read_text())
     return found
 

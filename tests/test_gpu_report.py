@@ -320,6 +320,18 @@ def test_checks_are_counted(
     assert all("[50]" in failure["test"] for failure in failures)
 
 
+def test_tests_that_crash_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_crash.py").write_text("import os\ndef test_it(): os.abort()\n")
+    option = "def pytest_addoption(parser): parser.addoption('--device')\n"
+    (tmp_path / "conftest.py").write_text(option)
+    monkeypatch.setattr(gpu_report, "BUILD", tmp_path)
+    monkeypatch.setattr(gpu_report, "PACKAGE", Path(softgate.__file__).parent.parent)
+    monkeypatch.setattr(gpu_report, "device_tests", lambda: [str(tmp_path / "test_crash.py")])
+    found = gpu_report.check(gpu_report.Budget(300.0), smoke=False)
+    assert (found["passed"], found["failed"]) == (0, 1)
+    assert "test_it" in found["failures"][0]["message"]
+
+
 # Where it cannot run
 
 
