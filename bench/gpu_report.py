@@ -315,8 +315,10 @@ def check(budget: Budget, smoke: bool) -> dict[str, Any]:
         timer.start()
         process.wait()
         timer.cancel()
-    if not summary.exists():  # it crashed, or hung: the log ends with the test that did
-        failure = {"test": f"the tests ended early, see {log}", "message": last_lines(log)}
+    if not summary.exists():  # it crashed, or hung
+        named = [line for line in log.read_text(errors="replace").splitlines() if "::" in line]
+        last = named[-1].split()[0] if named else "none"
+        failure = {"test": f"{last} ended the tests, see {log}", "message": last_lines(log)}
         return {"passed": 0, "failed": 1, "skipped": 0, "not_run": 0, "failures": [failure]}
     found: dict[str, Any] = json.loads(summary.read_text())
     return found
