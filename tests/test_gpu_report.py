@@ -329,7 +329,7 @@ def test_tests_that_crash_are_a_failure(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(gpu_report, "device_tests", lambda: [str(tmp_path / "test_crash.py")])
     found = gpu_report.check(gpu_report.Budget(300.0), smoke=False)
     assert (found["passed"], found["failed"]) == (0, 1)
-    assert "test_crash.py::test_it ended the tests, see" in found["failures"][0]["test"]
+    assert "::test_it ended the tests, see" in found["failures"][0]["test"]
 
 
 # Where it cannot run
