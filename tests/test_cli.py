@@ -74,7 +74,7 @@ def expected(texts: Sequence[str]) -> np.ndarray[Any, Any]:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn()
-    monkeypatch.setattr(softgate, "load", lambda spec: stand_in)
+    monkeypatch.setattr(softgate, "load", lambda spec, **place: stand_in)
     return stand_in
 
 
@@ -100,6 +100,24 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 # Printed
+
+
+def test_device_and_dtype(model: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+    monkeypatch.setattr(softgate, "load", lambda spec, **place: places.append(place) or model)
+    assert embed("a", "--device", "cuda:1", "--dtype", "float16").exit_code == 0
+    assert embed("a").exit_code == 0
+    assert places == [{"device": "cuda:1", "dtype": "float16"}, {"device": None, "dtype": None}]
+    assert "--dtype" in refused(embed("a", "--dtype", "int3"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError])
+def test_device_that_there_is_not(monkeypatch: pytest.MonkeyPatch, error: type) -> None:
+    def fail(spec: str, **place: str | None) -> None:
+        raise error(f"no {place['device']}")
+
+    monkeypatch.setattr(softgate, "load", fail)
+    assert "no cuda" in refused(embed("a", "--device", "cuda"))
 
 
 @pytest.mark.usefixtures("model")
@@ -238,7 +256,7 @@ def test_bad_arguments(
 def test_model_that_cannot_be_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    def fail(spec: str) -> None:
+    def fail(spec: str, **place: str | None) -> None:
         raise error
 
     monkeypatch.setattr(softgate, "load", fail)
@@ -274,7 +292,7 @@ class Slow(StandIn):
             time.sleep(600)
         return super().encode_batch(encodings, normalize=normalize)
 
-softgate.load = lambda spec: Slow()
+softgate.load = lambda spec, **place: Slow()
 from softgate.cli import main
 main()
 """

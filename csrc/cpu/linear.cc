@@ -65,6 +65,7 @@ Finish finish_for(Activation activation) {
     case Activation::gelu_tanh: return finish_block<Activation::gelu_tanh>;
     case Activation::relu: return finish_block<Activation::relu>;
     case Activation::silu: return finish_block<Activation::silu>;
+    case Activation::tanh: return finish_block<Activation::tanh>;
   }
   return nullptr;
 }

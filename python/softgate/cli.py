@@ -86,6 +86,12 @@ def main() -> None:
     help="Tokens in a batch.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: the CPUs available]")
+@click.option("--device", help="cpu, cuda, cuda:1 and so on.  [default: cpu]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="What a device other than the CPU computes in.  [default: float32]",
+)
 def embed(
     texts: tuple[str, ...],
     spec: str,
@@ -96,6 +102,8 @@ def embed(
     max_length: int | None,
     batch_tokens: int,
     threads: int | None,
+    device: str | None,
+    dtype: str | None,
 ) -> None:
     """Embed TEXTS, or the lines of a file.
 
@@ -114,7 +122,8 @@ def embed(
             softgate.set_num_threads(threads)
         # Opened before the model is loaded: a bad path is said at once.
         with atomic_write(*([] if output is None else [output])) as files:
-            embedder = Embedder(softgate.load(spec), normalize, max_length, truncate, batch_tokens)
+            model = _load_on(spec, device, dtype)
+            embedder = Embedder(model, normalize, max_length, truncate, batch_tokens)
             if output is None:
                 finished = len(lines)
                 _print_embeddings(lines, np.concatenate(list(embedder.batches(lines))))
@@ -146,6 +155,13 @@ def info(spec: str | None) -> None:
             rows += _describe(spec, softgate.load(spec))
         for name, value in rows:
             click.echo(f"{name:<12}{value}")
+
+
+def _load_on(spec: str, device: str | None, dtype: str | None) -> Bert:
+    try:
+        return softgate.load(spec, device=device, dtype=dtype)
+    except (TypeError, RuntimeError) as error:  # a dtype or a device that there is not
+        raise Failure(str(error)) from None
 
 
 def _describe(spec: str, model: Bert) -> list[tuple[str, str]]:

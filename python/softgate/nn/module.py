@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from softgate import ops
-from softgate._core import PackedWeight, Tensor
+from softgate._core import PackedWeight, RecurrentWeight, Tensor
 
 FloatArray = npt.NDArray[np.float32]
 
+# In the order of ops.pack_recurrent.
+RECURRENT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
 
 class Parameter:
-    """A float32 array of known shape, which `load_state_dict` or `init_weights` fills.
+    """An array of known shape, which `load_state_dict` or `init_weights` fills with float32.
 
-    A packed one is laid out for `ops.linear` when it is filled, and only then kept.
+    It is kept on `device` in `dtype`, and a packed one as `ops.linear` takes it; `Module.to`
+    changes both.
     """
 
     def __init__(self, *shape: int, packed: bool = False, init: float | None = None) -> None:
         self.shape = shape
         self.packed = packed
         self.init = init  # a constant; None draws from a normal distribution
+        self.device = "cpu"
+        self.dtype = "float32"
         self.value: Any = None  # Tensor, or PackedWeight when packed
 
     def fill(self, array: FloatArray) -> None:
         """Copy `array` in. It must have the parameter's shape."""
         array = self._checked(array)
         if self.packed:
-            self.value = ops.pack(array)
+            self.value = ops.pack(Tensor(array).to(self.device, self.dtype))
         else:
-            tensor = Tensor.empty(self.shape)
-            tensor.numpy()[...] = array
-            self.value = tensor
+            self.value = Tensor.empty(self.shape, self.dtype, self.device).copy_(array)
 
     def numpy(self) -> FloatArray:
-        """The values, as they were filled in: a view, or a fresh array when packed."""
+        """The values in float32: a view, or a fresh array when packed or on another device."""
         value = self.value
-        array: FloatArray = (value.unpack() if isinstance(value, PackedWeight) else value).numpy()
+        tensor = value.unpack() if isinstance(value, PackedWeight) else value
+        array: FloatArray = tensor.to("cpu", "float32").numpy()
         return array
 
     def _checked(self, array: FloatArray) -> FloatArray:
@@ -69,6 +74,38 @@ class Module:
                     yield key, item
                 elif isinstance(item, Module):
                     yield from item.named_parameters(key + ".")
+
+    @property
+    def device(self) -> str:
+        """Of its first parameter, which is that of all unless `to` was called on a part."""
+        return next((p.device for _, p in self.named_parameters()), "cpu")
+
+    @property
+    def dtype(self) -> str:
+        """Of its first parameter, as `device`."""
+        return next((p.dtype for _, p in self.named_parameters()), "float32")
+
+    def to(self, device: str | None = None, dtype: str | None = None) -> Self:
+        """Move all parameters to "cpu", "cuda", "cuda:1" and so on, or to another dtype.
+
+        The module itself is changed and returned. On a device other than the CPU dtype may be
+        "float16" or "bfloat16", which activations then have too.
+
+        Raises ValueError for an unknown device, TypeError for a dtype that it does not compute in,
+        MemoryError when there is no room and RuntimeError when this build or machine has no CUDA;
+        the module is then as it was.
+        """
+        parameters = [parameter for _, parameter in self.named_parameters()]
+        places = [_place(device or p.device, dtype or p.dtype) for p in parameters]
+        moved: dict[int, Any] = {}  # some share their value
+        for parameter, place in zip(parameters, places, strict=True):
+            value = parameter.value
+            if value is not None and id(value) not in moved:
+                moved[id(value)] = _moved(value, *place)
+        for parameter, place in zip(parameters, places, strict=True):
+            parameter.device, parameter.dtype = place
+            parameter.value = moved.get(id(parameter.value))
+        return self
 
     def num_parameters(self) -> int:
         """Number of scalar weights."""
@@ -121,3 +158,24 @@ def _numbered(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _numbered(f"{name}.{i}", item)
     else:
         yield name, value
+
+
+def _place(device: str, dtype: str) -> tuple[str, str]:
+    """As tensors name them; raises for what there is not."""
+    probe = Tensor.empty(0, dtype, device)
+    dtypes = ["float32"] if probe.device == "cpu" else ["float32", "float16", "bfloat16"]
+    if dtype not in dtypes:
+        raise TypeError(f"to: dtype is {dtype!r} on {device}, expected one of {dtypes}")
+    return probe.device, dtype
+
+
+def _moved(value: Any, device: str, dtype: str) -> Any:
+    """A parameter's value in another place, itself where that is the old one."""
+    if (value.device, value.dtype) == (device, dtype):
+        return value
+    if isinstance(value, PackedWeight):
+        return ops.pack(value.unpack().to(device, dtype))
+    if isinstance(value, RecurrentWeight):
+        arrays = {name: array.to(device, dtype) for name, array in value.unpack().items()}
+        return ops.pack_recurrent(value.kind, *map(arrays.get, RECURRENT_NAMES))  # type: ignore[arg-type]
+    return value.to(device, dtype)
