@@ -1,4 +1,4 @@
-"""Stacks of layers as models have them, on a card: hidden states in, hidden states out."""
+"""Stacks of the library's own layers on a card: hidden states in, hidden states out."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ INTERMEDIATE_FACTOR = 4
 SOME_DTYPES: tuple[DType, ...] = ("float16", "float32")
 RECURRENT_KINDS: tuple[Literal["lstm", "gru"], ...] = ("lstm", "gru")
 LAYER_NORM_EPS = 1e-12
+
+
+def on_host(tensors: Inputs) -> Inputs:
+    """Weights as a model's `load_state_dict` takes them, wherever it is."""
+    return {name: tensor.to("cpu", "float32").numpy() for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -114,15 +119,10 @@ class BertLayers(GpuCase):
         return result.reshape(-1, self.hidden)[: self.lengths[0]]
 
     def softgate(self, given: Inputs, empty: Callable[[tuple[int, ...]], Any]) -> Run:
-        from softgate import ops
-
-        layers = []
-        for i in range(self.num_layers):
-            layer, arrays = self._layer(), self.of_layer(given, i)
-            for name, parameter in layer.named_parameters():
-                array = arrays[name]
-                parameter.value = ops.pack(array) if parameter.packed else array
-            layers.append(layer)
+        x = given["x"]
+        layers = [self._layer().to(x.device, x.dtype) for _ in range(self.num_layers)]
+        for i, layer in enumerate(layers):
+            layer.load_state_dict(on_host(self.of_layer(given, i)))
 
         def run() -> Any:
             x = given["x"]
@@ -230,18 +230,20 @@ class RecurrentLayers(GpuCase):
         return result.reshape(-1, self.hidden)[: self.length]
 
     def softgate(self, given: Inputs, empty: Callable[[tuple[int, ...]], Any]) -> Run:
-        from softgate import ops
+        from softgate import nn
 
-        weights = [ops.pack_recurrent(self.kind, **one) for one in self.weights(given)]
-        op = getattr(ops, self.kind)
-
-        def run() -> Any:
-            x = given["x"]
-            for weight in weights:
-                x = op(x, given["cu_seqlens"], weight)[0]
-            return x
-
-        return run
+        x = given["x"]
+        layer = {"lstm": nn.LSTM, "gru": nn.GRU}[self.kind](
+            self.hidden, self.hidden, self.num_layers
+        ).to(x.device, x.dtype)
+        layer.load_state_dict(
+            {
+                f"{name}_l{i}": array
+                for i, one in enumerate(self.weights(given))
+                for name, array in on_host(one).items()
+            }
+        )
+        return lambda: layer(x, cu_seqlens=given["cu_seqlens"])[0]
 
     def torch(self, given: Inputs) -> Run:
         x = given["x"]

@@ -42,8 +42,8 @@ class Card(ABC):
     """An engine's way to its arrays, its stream and its clock."""
 
     @abstractmethod
-    def place(self, array: Array, dtype: str, copies: int) -> list[Any]:
-        """Copies on the card, floats in the dtype."""
+    def place(self, name: str, array: Array, dtype: str, copies: int) -> list[Any]:
+        """Copies of the input of that name on the card, floats in the dtype."""
 
     @abstractmethod
     def fetched(self, result: Any) -> Array:
@@ -73,9 +73,11 @@ class SoftgateCard(Card):
         self.stream = cuda.Stream(device)
         self.stream.__enter__()
 
-    def place(self, array: Array, dtype: str, copies: int) -> list[Any]:
-        from softgate import Tensor
+    def place(self, name: str, array: Array, dtype: str, copies: int) -> list[Any]:
+        from softgate import SequenceOffsets, Tensor
 
+        if name.startswith("cu_seqlens"):
+            return [SequenceOffsets(array, self.device)] * copies
         host = Tensor(np.ascontiguousarray(array))
         if array.dtype.kind == "f":
             host = host.to("cpu", dtype)
@@ -119,7 +121,7 @@ class TorchCard(Card):
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
 
-    def place(self, array: Array, dtype: str, copies: int) -> list[Any]:
+    def place(self, name: str, array: Array, dtype: str, copies: int) -> list[Any]:
         import torch
 
         host = torch.from_numpy(np.ascontiguousarray(array))
@@ -186,7 +188,7 @@ def run_case(card: Card, case: GpuCase, effort: Effort) -> dict[str, Any]:
     inputs = case.inputs()
     of_float = sum(a.nbytes // 4 * case.itemsize for a in inputs.values() if a.dtype.kind == "f")
     copies = effort.copies(of_float)
-    placed = {name: card.place(array, case.dtype, copies) for name, array in inputs.items()}
+    placed = {name: card.place(name, array, case.dtype, copies) for name, array in inputs.items()}
     runs = [
         card.prepare(case, {name: tensors[i] for name, tensors in placed.items()})
         for i in range(copies)
@@ -217,7 +219,7 @@ def sample(card: Card, runs: Sequence[Run], effort: Effort) -> tuple[list[float]
         once = max(card.seconds(body), 1e-7)
         turns = max(1, min(math.ceil(SAMPLE_SECONDS / once), math.ceil(2000 / len(runs))))
     start, how = body, "calls"
-    with suppress(RuntimeError):  # what the host waits for, such as lengths, is no graph
+    with suppress(RuntimeError):  # what the host has a part in is no graph
         start, how = card.captured(body), "graph"
     start()
     samples: list[float] = []

@@ -77,7 +77,7 @@ def in_float32(case: GpuCase) -> GpuCase:
 def test_engines_agree_with_the_reference(case: GpuCase, engine: str) -> None:
     card = Host() if engine == "softgate" else gpu_timing.TorchCard("cpu")
     inputs = case.inputs()
-    given = {name: card.place(array, "float32", 1)[0] for name, array in inputs.items()}
+    given = {name: card.place(name, array, "float32", 1)[0] for name, array in inputs.items()}
     answer = case.part(card.fetched(card.prepare(case, given)()))
     np.testing.assert_allclose(answer, case.expected(inputs), atol=1e-4)
 
@@ -87,7 +87,7 @@ def test_a_ragged_stack_pads_for_torch() -> None:
     case = gpu_stacks.BertLayers("float32", (5, 2, 7), 16, 2, 2)
     card = gpu_timing.TorchCard("cpu")
     inputs = case.inputs()
-    given = {name: card.place(array, "float32", 1)[0] for name, array in inputs.items()}
+    given = {name: card.place(name, array, "float32", 1)[0] for name, array in inputs.items()}
     padded = card.fetched(card.prepare(case, given)())
     assert padded.shape == (3, 7, 16)
     np.testing.assert_allclose(padded[0, :5], case.expected(inputs), atol=1e-4)
