@@ -81,7 +81,7 @@ class LinearCase(Case):
         }
 
 
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu")
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "tanh")
 
 LINEAR = [
     *(LinearCase(rows, 5, 37) for rows in BLOCK_ROWS),
