@@ -74,6 +74,7 @@ class FloatProduct {
  public:
   static constexpr bool kIsFloat32 =
       sizeof(typename Stored::Element) * Stored::kRow == sizeof(float) * kPanel;
+  static constexpr int kManyRows = kTileRows;
   static constexpr std::int64_t kHeadBytes = 0;
   static constexpr std::int64_t kUnitBytes = sizeof(typename Stored::Element) * Stored::kRow;
   static constexpr std::int64_t kWideUnitBytes = kIsFloat32 ? 0 : kPanel * kFloat;
@@ -97,7 +98,7 @@ class FloatProduct {
   }
 
   template <int R, bool Wide>
-  void multiply(const Part& part, Prefetch& ahead) const {
+  [[gnu::noinline]] void multiply(const Part& part, Prefetch& ahead) const {
     const float* x = args_.x + part.row * args_.x_stride + part.range.begin;
     const std::int64_t depth = part.range.end - part.range.begin;
     Tile<R> tile;

@@ -5,6 +5,7 @@
 //
 // A Product knows the arithmetic of a format:
 //
+//   kManyRows               of a tile where there are several; else kTileRows
 //   units()                 of depth in a panel; kUnitBytes each, after kHeadBytes
 //   row_bytes()             of one row of x, as multiply reads it
 //   kSliceUnits, kStepUnits units of a slice; how many units are multiplied between prefetches
@@ -49,7 +50,7 @@ SG_INLINE void prefetch_out(const LinearArgs<float>& args, std::int64_t first_ro
 }
 
 struct Blocking {
-  std::int64_t row_tiles;   // of at most kTileRows rows
+  std::int64_t row_tiles;
   std::int64_t row_blocks;  // of row tiles
   std::int64_t panels;
   std::int64_t panel_groups;
@@ -69,8 +70,9 @@ class LinearTask {
         out_columns_(args.format.gated ? args_.out_features / 2 : args_.out_features),
         panel_columns_(args.format.gated ? kLanes : kPanel),
         finish_(finish_for(args_.activation, args.format.gated)) {
-    blocking_.row_tiles = ceil_div(args_.rows, kTileRows);
-    const std::int64_t block_tiles = max_int(1, kRowBlockBytes / (product.row_bytes() * kTileRows));
+    blocking_.row_tiles = args_.rows <= kTileRows ? 1 : ceil_div(args_.rows, Product::kManyRows);
+    const std::int64_t block_tiles =
+        max_int(1, kRowBlockBytes / (product.row_bytes() * Product::kManyRows));
     blocking_.row_blocks = ceil_div(blocking_.row_tiles, block_tiles);
     blocking_.panels = panels_of(args.format, args_.out_features);
     // Many tasks even out the threads; with few rows long streams of weights matter more.
@@ -94,7 +96,7 @@ class LinearTask {
                          part_begin(blocking_.row_tiles, blocking_.row_blocks, block + 1)};
     const Range panels = {part_begin(blocking_.panels, blocking_.panel_groups, group),
                           part_begin(blocking_.panels, blocking_.panel_groups, group + 1)};
-    if (tiles.end - tiles.begin == 1)
+    if (blocking_.row_tiles == 1)
       stream(tiles.begin, panels);
     else
       block_by_block(tiles, panels);
@@ -161,7 +163,7 @@ class LinearTask {
           const std::int64_t row = first_row(t), tile_rows = first_row(t + 1) - row;
           float* part = sums + (row - first) * kPanel;
           if (is_last) prefetch_out_of(p, row, tile_rows);
-          with_constant<kTileRows>(tile_rows, [&](auto n) {
+          with_constant<Product::kManyRows>(tile_rows, [&](auto n) {
             product_.template multiply<decltype(n)::value, kWide>({.row = row,
                                                                    .head = panel(p),
                                                                    .units = units,
