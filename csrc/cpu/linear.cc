@@ -1,5 +1,4 @@
-// linear on floating-point weights, and what follows the product for all of them.
-#include "cpu/activation.h"
+// linear on floating-point weights.
 #include "cpu/kernels.h"
 #include "cpu/linear_task.h"
 
@@ -8,65 +7,6 @@ namespace softgate::cpu::SOFTGATE_ISA {
 void linear(const PanelLinearArgs& args);
 
 namespace {
-
-template <bool Whole>
-SG_INLINE vf load_part(const float* p, int n) {
-  return Whole ? load(p) : load_n(p, n);
-}
-
-// The epilogue on one vector: columns [column, column + n) of a row, n = kLanes when Whole.
-template <Activation A, bool Gated, bool Whole>
-SG_INLINE void finish(const LinearArgs<float>& args, const float* sums, std::int64_t row,
-                      std::int64_t column, int n) {
-  vf value = load(sums);
-  if (args.bias) value = add(value, load_part<Whole>(args.bias + column, n));
-  value = activate<A>(value);
-  if constexpr (Gated) {
-    vf up = load(sums + kLanes);
-    if (args.bias) up = add(up, load_part<Whole>(args.bias + args.out_features / 2 + column, n));
-    value = mul(value, up);
-  }
-  if (args.residual) {
-    const float* residual = args.residual + row * args.residual_stride + column;
-    value = add(value, load_part<Whole>(residual, n));
-  }
-  float* out = args.out + row * args.out_stride + column;
-  if constexpr (Whole)
-    store(out, value);
-  else
-    store_n(out, value, n);
-}
-
-template <Activation A, bool Gated>
-void finish_block(const LinearArgs<float>& args, const float* sums, std::int64_t first_row,
-                  std::int64_t rows, std::int64_t panel) {
-  constexpr int kColumns = Gated ? kLanes : kPanel;
-  const std::int64_t column = panel * kColumns;
-  const std::int64_t left = (Gated ? args.out_features / 2 : args.out_features) - column;
-  if (left >= kColumns) {
-    for (std::int64_t r = 0; r < rows; ++r, sums += kPanel)
-#pragma GCC unroll 2
-      for (int j = 0; j < kColumns; j += kLanes)
-        finish<A, Gated, true>(args, sums + j, first_row + r, column + j, kLanes);
-    return;
-  }
-  for (std::int64_t r = 0; r < rows; ++r, sums += kPanel)
-    for (std::int64_t j = 0; j < left; j += kLanes)
-      finish<A, Gated, false>(args, sums + j, first_row + r, column + j,
-                              static_cast<int>(min_int(kLanes, left - j)));
-}
-
-template <bool Gated>
-Finish finish_of(Activation activation) {
-  switch (activation) {
-    case Activation::none: return finish_block<Activation::none, Gated>;
-    case Activation::gelu: return finish_block<Activation::gelu, Gated>;
-    case Activation::gelu_tanh: return finish_block<Activation::gelu_tanh, Gated>;
-    case Activation::relu: return finish_block<Activation::relu, Gated>;
-    case Activation::silu: return finish_block<Activation::silu, Gated>;
-  }
-  return nullptr;
-}
 
 // One chain of fused multiply-adds per output, in the order of depth.
 template <class Stored>
@@ -126,10 +66,6 @@ void run_floats(const PanelLinearArgs& args) {
 }
 
 }  // namespace
-
-Finish finish_for(Activation activation, bool gated) {
-  return gated ? finish_of<true>(activation) : finish_of<false>(activation);
-}
 
 void linear(const PanelLinearArgs& args) {
   switch (args.format.type) {

@@ -15,16 +15,12 @@
 #pragma once
 
 #include "core/parallel.h"
+#include "cpu/linear_epilogue.h"
 #include "cpu/linear_format.h"
 #include "cpu/rows.h"
 #include "cpu/tile.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
-
-// The sums of a block of rows and one panel, finished: bias, activation, residual.
-using Finish = void (*)(const LinearArgs<float>&, const float* sums, std::int64_t first_row,
-                        std::int64_t rows, std::int64_t panel);
-Finish finish_for(Activation activation, bool gated);
 
 void linear_integers(const PanelLinearArgs& args);
 
@@ -40,14 +36,6 @@ struct Part {
   bool is_first, is_last;
   float* sums;
 };
-
-// Rows of out lie pages apart, where the hardware does not prefetch.
-SG_INLINE void prefetch_out(const LinearArgs<float>& args, std::int64_t first_row,
-                            std::int64_t rows, std::int64_t column, std::int64_t end) {
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t j = column; j < end; j += kLineFloats)
-      __builtin_prefetch(args.out + (first_row + r) * args.out_stride + j, 1, 3);
-}
 
 struct Blocking {
   std::int64_t row_tiles;
@@ -128,7 +116,7 @@ class LinearTask {
              .is_last = true,
              .sums = sums},
             ahead);
-        finish_(args_, sums, row, rows, p);
+        finish_(args_, sums, row, rows, p * panel_columns_);
       }
     });
   }
@@ -173,7 +161,7 @@ class LinearTask {
                                                                    .sums = part},
                                                                   ahead);
           });
-          if (is_last) finish_(args_, part, row, tile_rows, p);
+          if (is_last) finish_(args_, part, row, tile_rows, p * panel_columns_);
         }
       }
     }
