@@ -192,21 +192,22 @@ class Module:
         changed.
         """
         parameters = dict(self.named_parameters())
-        parts = {
-            name: {part: state[name + part] for part in parameter.parts if name + part in state}
-            for name, parameter in parameters.items()
-        }
-        known = {name + part for name, found in parts.items() for part in found}
+
+        def parts_of(name: str) -> dict[str, npt.NDArray[Any]]:
+            """One parameter's at a time: a state may read its arrays when they are asked for."""
+            keys = {part: name + part for part in parameters[name].parts}
+            return {part: state[key] for part, key in keys.items() if key in state}
+
+        known = {name + part for name, parameter in parameters.items() for part in parameter.parts}
         problems = [f"unexpected: {name}" for name in state if name not in known]
         for name, parameter in parameters.items():
-            problems += _problems(name, parameter, parts[name])
-        problems.sort(
-            key=lambda text: ("missing", "unexpected", "mis-shaped").index(text.split(":")[0])
-        )
+            problems += _problems(name, parameter, parts_of(name))
+        kinds = ("missing", "unexpected", "mis-shaped")
+        problems.sort(key=lambda text: kinds.index(text.split(":")[0]))
         if problems:
             raise ValueError("state does not fit the model:\n  " + "\n  ".join(problems))
         for name, parameter in parameters.items():
-            parameter.load_state(parts[name])
+            parameter.load_state(parts_of(name))
 
     def init_weights(self, seed: int = 0, std: float = 0.02) -> None:
         """Fill every parameter: norms with 1, biases with 0, the rest from normal(0, std)."""

@@ -30,6 +30,10 @@ class _RecurrentParameter(Parameter):
             )
         self._pack.fill(self._name, self._checked(array))
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("",)
+
     def numpy(self) -> FloatArray:
         return self._pack.arrays()[self._name]
 
