@@ -67,10 +67,10 @@ inline constexpr int kPrefetchSteps = 8;
 inline constexpr int kLineFloats = 16;
 
 // tile += A[R, depth] @ panel[depth, kPanel], one chain of fused multiply-adds per element in the
-// order of depth. Rows of A are a_stride apart.
+// order of depth. Rows of A are a_stride apart, those of the panel panel_stride.
 template <int R>
 SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride, const float* panel,
-                        std::int64_t depth, Prefetch& ahead) {
+                        std::int64_t depth, Prefetch& ahead, std::int64_t panel_stride = kPanel) {
   // Three rows share an address register: base, base + stride, base + 2 * stride.
   constexpr int kGroups = (R + 2) / 3;
   const float* base[kGroups];
@@ -84,7 +84,7 @@ SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride, co
       tile.c[r][0] = fma(x, b0, tile.c[r][0]);
       tile.c[r][1] = fma(x, b1, tile.c[r][1]);
     }
-    panel += kPanel;
+    panel += panel_stride;
   };
   std::int64_t k = 0;
   for (; k + kPrefetchSteps <= depth; k += kPrefetchSteps) {
