@@ -51,19 +51,55 @@ void write_out(const AttentionArgs<float>& args, std::int64_t token, std::int64_
   });
 }
 
-// Scores of a query with `keys` keys, at most kLanes.
-SG_INLINE void score_keys(const float* q, const float* k, std::int64_t stride, std::int64_t dim,
-                          std::int64_t keys, float* scores) {
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// Scores of R rows with kLanes / R keys or less, a loaded key serving all rows. The sum of a row
+// and key is the same for any R.
+template <int R>
+SG_INLINE void score_keys(const float* q, std::int64_t q_stride, const float* k,
+                          std::int64_t k_stride, std::int64_t dim, std::int64_t keys,
+                          float* scores) {
+  constexpr int kKeys = kLanes / R;
   vf products[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) products[i] = zero();
   for_each_vector(dim, [&](std::int64_t d, auto lanes) __attribute__((always_inline)) {
-    const vf x = load(q + d);
+    vf x[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) x[r] = load(q + r * q_stride + d);
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i)
-      if (i < keys) products[i] = fma(x, load(k + i * stride + d, lanes), products[i]);
+    for (int i = 0; i < kKeys; ++i) {
+      if (i >= keys) break;
+      const vf key = load(k + i * k_stride + d, lanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) products[r * kKeys + i] = fma(x[r], key, products[r * kKeys + i]);
+    }
   });
-  store(scores, row_sums(products));
+  if constexpr (R == 1) {
+    store(scores, row_sums(products));
+  } else {
+    alignas(64) float sums[kLanes];
+    store(sums, row_sums(products));
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+      __builtin_memcpy(scores + r * kBlockKeys, sums + r * kKeys, kKeys * sizeof(float));
+  }
+}
+
+template <int R>
+SG_INLINE void score_group(const float* q, std::int64_t q_stride, const float* k,
+                           std::int64_t k_stride, std::int64_t dim, std::int64_t keys,
+                           float* scores) {
+  constexpr int kKeys = kLanes / R;
+  for (std::int64_t i = 0; i < keys; i += kKeys, k += kKeys * k_stride, scores += kKeys) {
+    if (keys - i >= kKeys)  // a constant for score_keys
+      score_keys<R>(q, q_stride, k, k_stride, dim, kKeys, scores);
+    else
+      score_keys<R>(q, q_stride, k, k_stride, dim, keys - i, scores);
+  }
 }
 
 class Split {
@@ -168,14 +204,16 @@ class Split {
     for_each_group(block, [&](std::int64_t key, std::int64_t kv_head, std::int64_t keys) {
       const float* k = keys_.k + key * stride + kv_head * args_.k_head_stride;
       prefetch(k, stride, key);
-      for (std::int64_t row = kv_head * rows; row < (kv_head + 1) * rows; ++row) {
-        const float* q = queries_ + row * padded_dim_;
-        float* scores = scores_ + row * kBlockKeys + key - first_key;
-        if (keys == kLanes)  // a constant there
-          score_keys(q, k, stride, dim, kLanes, scores);
-        else
-          score_keys(q, k, stride, dim, keys, scores);
-      }
+      const float* q = queries_ + kv_head * rows * padded_dim_;
+      float* scores = scores_ + kv_head * rows * kBlockKeys + key - first_key;
+      const auto some = [&](auto count, std::int64_t row) {
+        score_group<count.value>(q + row * padded_dim_, padded_dim_, k, stride, dim, keys,
+                                 scores + row * kBlockKeys);
+      };
+      std::int64_t row = 0;
+      for (; row + 4 <= rows; row += 4) some(Constant<4>{}, row);
+      for (; row + 2 <= rows; row += 2) some(Constant<2>{}, row);
+      if (row < rows) some(Constant<1>{}, row);
     });
   }
 
