@@ -51,14 +51,14 @@ void write_out(const AttentionArgs<float>& args, std::int64_t token, std::int64_
   });
 }
 
-template <int N>
+template <auto kValue>
 struct Constant {
-  static constexpr int value = N;
+  static constexpr auto value = kValue;
 };
 
 // Scores of R rows with kLanes / R keys or less, a loaded key serving all rows. The sum of a row
-// and key is the same for any R.
-template <int R>
+// and key is the same for any R. With kAhead, keys kLanes further on are fetched.
+template <int R, bool kAhead>
 SG_INLINE void score_keys(const float* q, std::int64_t q_stride, const float* k,
                           std::int64_t k_stride, std::int64_t dim, std::int64_t keys,
                           float* scores) {
@@ -74,6 +74,9 @@ SG_INLINE void score_keys(const float* q, std::int64_t q_stride, const float* k,
     for (int i = 0; i < kKeys; ++i) {
       if (i >= keys) break;
       const vf key = load(k + i * k_stride + d, lanes);
+      if constexpr (kAhead) {
+        if (d % kLineFloats == 0) __builtin_prefetch(k + (i + kLanes) * k_stride + d, 0, 3);
+      }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) products[r * kKeys + i] = fma(x[r], key, products[r * kKeys + i]);
     }
@@ -89,16 +92,16 @@ SG_INLINE void score_keys(const float* q, std::int64_t q_stride, const float* k,
   }
 }
 
-template <int R>
+template <int R, bool kAhead>
 SG_INLINE void score_group(const float* q, std::int64_t q_stride, const float* k,
                            std::int64_t k_stride, std::int64_t dim, std::int64_t keys,
                            float* scores) {
   constexpr int kKeys = kLanes / R;
   for (std::int64_t i = 0; i < keys; i += kKeys, k += kKeys * k_stride, scores += kKeys) {
     if (keys - i >= kKeys)  // a constant for score_keys
-      score_keys<R>(q, q_stride, k, k_stride, dim, kKeys, scores);
+      score_keys<R, kAhead>(q, q_stride, k, k_stride, dim, kKeys, scores);
     else
-      score_keys<R>(q, q_stride, k, k_stride, dim, keys - i, scores);
+      score_keys<R, kAhead>(q, q_stride, k, k_stride, dim, keys - i, scores);
   }
 }
 
@@ -190,25 +193,21 @@ class Split {
         body(key, kv_head, min_int(kLanes, block.end - key));
   }
 
-  // The same head's rows in the group after this one.
-  void prefetch(const float* from, std::int64_t stride, std::int64_t key) const {
-    from += kLanes * stride;
-    const std::int64_t rows = min_int(kLanes, range_.end - key - kLanes);
-    for (std::int64_t i = 0; i < rows; ++i, from += stride)
-      for (std::int64_t d = 0; d < args_.head_dim; d += kLineFloats)
-        __builtin_prefetch(from + d, 0, 2);
-  }
-
   void score(std::int64_t first_key, Range block) {
     const std::int64_t rows = rows_.per_kv_head(), stride = args_.k_stride, dim = args_.head_dim;
     for_each_group(block, [&](std::int64_t key, std::int64_t kv_head, std::int64_t keys) {
       const float* k = keys_.k + key * stride + kv_head * args_.k_head_stride;
-      prefetch(k, stride, key);
       const float* q = queries_ + kv_head * rows * padded_dim_;
       float* scores = scores_ + kv_head * rows * kBlockKeys + key - first_key;
       const auto some = [&](auto count, std::int64_t row) {
-        score_group<count.value>(q + row * padded_dim_, padded_dim_, k, stride, dim, keys,
-                                 scores + row * kBlockKeys);
+        const auto group = [&](auto ahead) {
+          score_group<count.value, ahead.value>(q + row * padded_dim_, padded_dim_, k, stride, dim,
+                                                keys, scores + row * kBlockKeys);
+        };
+        if (row == 0 && key + kLanes < range_.end)
+          group(Constant<true>{});
+        else
+          group(Constant<false>{});
       };
       std::int64_t row = 0;
       for (; row + 4 <= rows; row += 4) some(Constant<4>{}, row);
@@ -259,7 +258,7 @@ class Split {
   void add_values(std::int64_t first_key, Range block) {
     const std::int64_t rows = rows_.per_kv_head(), dim = args_.head_dim, stride = args_.v_stride;
     for_each_group(block, [&](std::int64_t key, std::int64_t kv_head, std::int64_t keys) {
-      prefetch(keys_.v + key * stride + kv_head * args_.v_head_stride, stride, key);
+      const std::int64_t ahead = min_int(kLanes, range_.end - key - kLanes);
       const std::int64_t unseen = max_int(0, range_.begin - key);
       key += unseen;
       keys -= unseen;
@@ -267,8 +266,12 @@ class Split {
       const float* weights = scores_ + kv_head * rows * kBlockKeys + key - first_key;
       float* sums = sums_ + kv_head * rows * padded_dim_;
       std::int64_t d = 0;
-      for (; d + kPanel <= dim; d += kPanel)
+      for (; d + kPanel <= dim; d += kPanel) {
+        for (std::int64_t i = 0; i < ahead; ++i)
+          for (int line = 0; line < kPanel; line += kLineFloats)
+            __builtin_prefetch(v + (i + kLanes) * stride + d + line, 0, 3);
         add_panel(weights, rows, v + d, stride, keys, sums + d);
+      }
       if (d == dim) return;
       alignas(64) float panel[kLanes * kPanel];  // the last columns, filled up with zeros
       for (std::int64_t i = 0; i < keys; ++i) {

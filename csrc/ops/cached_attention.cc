@@ -34,7 +34,7 @@ void check_lengths(const Tensor& lengths, std::int64_t batch, std::int64_t capac
 
 // Of keys and values, in a split: enough to keep a thread busy for much longer than handing it over
 // takes.
-constexpr std::int64_t kSplitBytes = 256 << 10;
+constexpr std::int64_t kSplitBytes = 128 << 10;
 constexpr std::int64_t kSplitMultiple = 64;
 
 std::int64_t split_keys(const Tensor& k_cache) {
