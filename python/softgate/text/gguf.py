@@ -24,6 +24,7 @@ Ints = npt.NDArray[np.integer[Any]]
 _SPACE = "\u2581"  # what SentencePiece writes a space as
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # types of tokens
 _LONGEST_MERGED = 256  # characters; no vocabulary comes near, and finding merges takes its square
+_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 _GEMMAS = ("gemma", "gemma2", "gemma3")
 
 # Word patterns: contractions, letters, digits, punctuation, white space.
@@ -94,13 +95,20 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
             )
     with library_errors("the GGUF file's tokenizer is broken"):
         build = _byte_level if kind == "gpt2" else _sentence_piece
+        # Phi-3's special tokens take the white space after them; no file says so.
+        phi_3 = kind == "llama" and metadata.get("general.architecture") == "phi3"
         tokenizer: tokenizers.Tokenizer = build(metadata, tokens, types)
         # What has the control type is left out of decoded text; the other added tokens are not.
         for special, add in ((True, tokenizer.add_special_tokens), (False, tokenizer.add_tokens)):
             wanted = (_CONTROL, _UNKNOWN) if special else (_USER_DEFINED,)
             add(
                 [
-                    AddedToken(token, normalized=False, special=special)
+                    AddedToken(
+                        token,
+                        normalized=False,
+                        special=special,
+                        rstrip=special and phi_3 and token not in _KEEP_SPACE,
+                    )
                     for token, token_type in zip(tokens, types, strict=True)
                     if token_type in wanted and token
                 ]
@@ -150,7 +158,11 @@ def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str], types: Ints)
     if metadata.get("general.architecture") in _GEMMAS:
         # Runs of spaces are spelled as such in these files, and scores do not give the order of
         # merges, which is that of the tokens.
-        tokens[:] = [_SPACE * len(token) if not token.strip(" ") else token for token in tokens]
+        known = set(tokens)
+        for index, token in enumerate(tokens):
+            spelled = _SPACE * len(token)
+            if not token.strip(" ") and spelled not in known:
+                tokens[index] = spelled
         priority = -np.arange(len(tokens), dtype=np.float64)
     else:
         priority = _numbers(metadata, "scores", len(tokens), "f")
@@ -185,15 +197,16 @@ def _merges_by_priority(
     vocabulary: dict[str, int], priority: npt.NDArray[Any], types: Ints
 ) -> list[tuple[str, str]]:
     """All pairs of tokens whose join is a token, the join of highest priority first."""
-    pairs = []
-    for token, index in vocabulary.items():
-        if types[index] in (_NORMAL, _USER_DEFINED) and 1 < len(token) <= _LONGEST_MERGED:
-            for cut in range(1, len(token)):
+    tokens = list(vocabulary)
+    merges = []
+    for index in np.argsort(-priority, kind="stable"):
+        token = tokens[index]
+        if types[index] in (_NORMAL, _USER_DEFINED) and len(token) <= _LONGEST_MERGED:
+            for cut in range(len(token) - 1, 0, -1):
                 left, right = token[:cut], token[cut:]
                 if left in vocabulary and right in vocabulary:
-                    pairs.append((-priority[index], -cut, left, right))
-    pairs.sort(key=lambda pair: pair[:2])
-    return [(left, right) for _, _, left, right in pairs]
+                    merges.append((left, right))
+    return merges
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
