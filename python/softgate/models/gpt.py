@@ -187,6 +187,10 @@ class Gpt(nn.Module):
                 f"cu_seqlens: {len(lengths)} sequences, expected one for each of the cache's "
                 f"{cache.batch} rows"
             )
+        elif len(cache.k) != len(self.layers):
+            raise ValueError(
+                f"cache: {len(cache.k)} layers, expected those of the model, {len(self.layers)}"
+            )
         longest = (cache.lengths + lengths).max(initial=0)
         most = min(cache.capacity, self.max_length)
         if longest > most:
