@@ -115,6 +115,22 @@ def test_samples_copy_the_prompts_cache(tiny: Gpt) -> None:
     assert all(map(same, samples, several[4:]))
 
 
+def test_rows_of_a_cache(tiny: Gpt) -> None:
+    cache = tiny.new_cache(3, 20)
+    tiny([1, 2, 3, 4, 5], [0, 3, 5], cache, rows=[2, 0])
+    assert cache.lengths.tolist() == [2, 0, 3]
+    cache.copy_row(2, 1)
+    logits = tiny([9, 9, 9], [0, 1, 2, 3], cache, rows=[1, 0, 2], logits="last").numpy()
+    assert cache.lengths.tolist() == [3, 4, 4]
+    np.testing.assert_array_equal(logits[0], logits[2])
+    for row, prompt in ((1, [4, 5, 9]), (0, [1, 2, 3, 9])):
+        np.testing.assert_allclose(logits[row], tiny(prompt).numpy()[-1], rtol=0, atol=1e-5)
+    for rows in ([0], [0, 0], [0, 3], [-1, 0]):
+        with pytest.raises(ValueError, match=r"rows: .* expected 2 different ones below 3"):
+            tiny([1, 2], [0, 1, 2], cache, rows=rows)
+    assert cache.lengths.tolist() == [3, 4, 4]
+
+
 def test_score_equals_one_forward(tiny: Gpt) -> None:
     tokens = np.random.default_rng(0).integers(0, 120, 90)
     logits = tiny(tokens).numpy().astype(np.float64)
