@@ -19,7 +19,18 @@ Inputs = dict[str, Any]
 
 ALIGNMENT = 16  # floats: a cache line
 
-KERNELS = ("linear", "attention", "add_norm", "embedding", "softmax", "pool", "normalize")
+KERNELS = (
+    "linear",
+    "attention",
+    "cached_attention",
+    "add_norm",
+    "embedding",
+    "rotary",
+    "sample",
+    "softmax",
+    "pool",
+    "normalize",
+)
 MODELS = ("bert", "g2p", "gpt")
 RECURRENT = ("recurrent",)
 

@@ -153,8 +153,14 @@ def _metadata(architecture: str, config: Any) -> dict[str, Any]:
     }
     if architecture in ("qwen3", "gemma", "gemma2", "gemma3"):
         metadata |= {".attention.key_length": head_dim, ".attention.value_length": head_dim}
-    if rope["rope_type"] == "linear":
-        metadata |= {".rope.scaling.type": "linear", ".rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] in ("linear", "yarn"):
+        metadata |= {
+            ".rope.scaling.type": rope["rope_type"],
+            ".rope.scaling.factor": rope["factor"],
+        }
+    if rope["rope_type"] == "yarn":
+        original = rope["original_max_position_embeddings"]
+        metadata[".rope.scaling.original_context_length"] = original
     if architecture in ("gemma2", "gemma3", "phi3"):
         metadata[".attention.sliding_window"] = config.sliding_window or 0
     if architecture == "gemma2":

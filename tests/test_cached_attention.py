@@ -88,6 +88,18 @@ def test_chunks_mean_the_same_as_one_forward(length, window):
             assert_close(actual, expected[begin:end], scale=scale[begin:end], terms=length)
 
 
+@pytest.mark.parametrize("window", [(-1, -1), (70, 0), (9, 0)])
+@pytest.mark.parametrize("length", [4, 66, 700])
+def test_a_few_queries_at_once_are_decoded_as_one_by_one(length, window):
+    """Bit for bit: what tokens guessed ahead give is what they will."""
+    a = CachedAttentionCase((4,), (length,), 6, 2, 40, window=window, softcap=9.0).arguments()
+    expected = ops.cached_attention(**a)
+    for i in range(4):
+        one = {"q": a["q"][i : i + 1], "cu_seqlens_q": offsets((1,))}
+        one["lengths_k"] = np.array([length - 3 + i], np.int32)
+        assert_same_bits(ops.cached_attention(**(a | one)), expected[i : i + 1])
+
+
 @pytest.mark.parametrize("key", [0, 30, 299, 300, 1199])
 def test_nan_key_reaches_the_queries_that_see_it(key):
     a = CachedAttentionCase((2, 1), (1200, 1200), 4, 2, rows=(0, 0)).arguments()
@@ -99,6 +111,15 @@ def test_nan_key_reaches_the_queries_that_see_it(key):
     assert np.isnan(actual[sees, 2:]).all()
     actual[sees, 2:] = expected[sees, 2:]
     assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_nan_outside_the_window_is_not_read(length):
+    a = CachedAttentionCase((length,), (1200,), 4, 2, window=(99, 0)).arguments()
+    expected = ops.cached_attention(**a)
+    for name in ("k_cache", "v_cache"):
+        a[name][0, : 1200 - length - 99] = np.nan
+    assert_same_bits(ops.cached_attention(**a), expected)
 
 
 @pytest.mark.parametrize("length", [1, 9])

@@ -43,6 +43,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-bias": ("llama", {"attention_bias": True}),
     "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
     "qwen2": ("qwen2", {}),
+    "qwen2-yarn": (
+        "qwen2",
+        {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "gemma": ("gemma", GEMMA),
     "gemma2": ("gemma2", GEMMA | {"query_pre_attn_scalar": 32, "sliding_window": 32}),
@@ -145,7 +155,7 @@ def test_config_is_hugging_faces(case: str, tmp_path: Path) -> None:
     unknown = {"transformers_version", "architectures", "dtype", "use_cache"}
     if case == "gpt2":
         unknown.add("n_inner")  # None is four times n_embd, which the file spells out
-    if case == "qwen2":
+    if case.startswith("qwen2"):
         unknown |= {"sliding_window", "max_window_layers"}  # which use_sliding_window turns off
     if case == "phi3":
         unknown.add("original_max_position_embeddings")  # without a meaning if nothing is scaled
@@ -242,6 +252,50 @@ def test_llama_3_scaling_is_kept_by_frequency(tmp_path: Path) -> None:
         found = rotary(transformers.AutoConfig.for_model(**checkpoint.config))
     torch.testing.assert_close(found.inv_freq, expected)
     assert found.attention_scaling == 1
+
+
+def test_attention_factor_of_yarn(tmp_path: Path) -> None:
+    """llama.cpp's is on top of what the scaling factor gives, Hugging Face's takes its place."""
+    metadata, tensors = minimal()
+    metadata |= {".rope.scaling.type": "yarn", ".rope.scaling.factor": 4.0}
+    metadata |= {".rope.scaling.yarn_beta_fast": 16.0}
+    for key, value, expected in (("x", 1.0, None), ("attn_factor", 0.5, 0.5 * 1.138629436)):
+        metadata[f".rope.scaling.{key}"] = value
+        path = write_file(tmp_path / "model.gguf", "llama", metadata, tensors)
+        with open_checkpoint(path) as checkpoint:
+            scaling = checkpoint.config["rope_scaling"]
+        assert scaling["original_max_position_embeddings"] == 16
+        assert scaling["beta_fast"] == 16
+        assert scaling.get("attention_factor") == (expected and pytest.approx(expected))
+
+
+def test_tensors_that_are_not_aligned(tmp_path: Path) -> None:
+    for odd in range(4):
+        metadata, tensors = minimal()
+        metadata["x" * (odd + 1)] = True
+        path = write_file(tmp_path / "model.gguf", "llama", metadata, tensors, alignment=1)
+        with open_checkpoint(path) as checkpoint:
+            found = checkpoint.tensors["model.embed_tokens.weight"]
+            assert found.flags.aligned
+            expected = tensors["token_embd.weight"].astype(np.float32)
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_tokens_that_end_a_text(tmp_path: Path) -> None:
+    """Those that the metadata names, and those that old files forget."""
+    metadata, tensors = minimal()
+    cases: list[tuple[dict[str, Any], Any]] = [
+        ({}, None),
+        ({"eos_token_id": 5}, 5),
+        ({"eos_token_id": 5, "eot_token_id": 7}, [5, 7]),
+        ({"eos_token_id": 5, "tokens": ["a", "<end_of_turn>"]}, [5, 1]),
+        ({"eos_token_id": 1, "tokens": ["a", "<|im_end|>"]}, 1),
+    ]
+    for tokenizer, expected in cases:
+        named = {f"tokenizer.ggml.{key}": value for key, value in tokenizer.items()}
+        path = write_file(tmp_path / "model.gguf", "llama", metadata | named, tensors)
+        with open_checkpoint(path) as checkpoint:
+            assert checkpoint.config["eos_token_id"] == expected
 
 
 # Where files are found

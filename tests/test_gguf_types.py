@@ -113,12 +113,17 @@ def test_run_time_layout_is_the_nearest(name: str) -> None:
     assert found is not None
     exact = oracle(name, raw)
     grouped = exact.reshape(*found.scales.shape, 32)
-    # Half a step, and what rounding scale and minimum to float16 adds at the group's ends.
-    step = found.scales[..., None]
-    bound = 0.5 * step + found.values.reshape(grouped.shape).max() * 2.0**-11 * step
-    if found.minimums is not None:
-        bound = bound + half_steps(found.minimums)[..., None]
-    assert (np.abs(found.dequantize() - exact).reshape(grouped.shape) <= bound * 1.001).all()
+    # Half a step of the layout's best grid, and what rounding scale and minimum to float16 adds.
+    if found.bits == 4:
+        assert found.minimums is not None
+        step = np.ptp(grouped, axis=-1) / 15
+        rounding = 15 * half_steps(step) + half_steps(found.minimums)
+    else:
+        assert found.minimums is None
+        step = np.abs(grouped).max(axis=-1) / 127
+        rounding = 127 * half_steps(step)
+    error = np.abs(found.dequantize() - exact).reshape(grouped.shape).max(axis=-1)
+    assert (error <= (0.5 * step + rounding) * 1.001).all()
 
 
 @pytest.mark.parametrize("name", FLOATS)

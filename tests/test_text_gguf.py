@@ -305,6 +305,10 @@ def test_gemma_merges_in_the_tokens_order() -> None:
     assert tokenizer.encode(["abc"])[0].ids == [2, 8]
     assert tokenizer.encode(["a  bc   a"])[0].ids == [2, 10, 4, 7, 5, 10]
     assert tokenizer.decode([2, 10, 4, 7, 5, 10]) == "a  bc   a"
+    both = [*tokens[:-1], "\u2581\u2581"]  # a file that has both spellings keeps them apart
+    kept = build_tokenizer(metadata | {"tokenizer.ggml.tokens": both})
+    assert kept.token_to_id("  ") == 4
+    assert kept.token_to_id("\u2581\u2581") == count - 1
     names = ("architecture", "tokens", "tokenizer_type")
     theirs = dict(zip(names, ("gemma2", tokens, "llama"), strict=True))
     oracle = gguf_tokenizer_mapping.gemma_tokenizer(theirs)

@@ -7,6 +7,10 @@
 // Sequence b reads the first lengths_k[b] keys of row cache_rows[b]; rows may repeat. Scores, soft
 // cap, bounds, grouped heads and queries without keys are attention's. Inputs may have any strides
 // between tokens, rows and heads; out overlaps none.
+//
+// Sequences of up to kDecodeQueries queries are decoded: their keys are split at multiples of
+// split_keys, which depends on the size of a key alone, so that several threads share one sequence;
+// what the splits found is merged in their order.
 #pragma once
 
 #include <optional>
@@ -17,9 +21,18 @@
 
 namespace softgate {
 
+inline constexpr std::int64_t kDecodeQueries = 4;
+
 template <class T>
 struct CachedAttentionArgs {
   AttentionArgs<T> attention;
+  std::int64_t split_keys;
+  // Of the decoded sequences before each, [batch + 1]: their splits, and their splits times
+  // queries.
+  const std::int64_t *first_split, *first_partial;
+  // [splits times queries, num_heads, head_dim + 2]: the sum of weighted values, the largest score
+  // and the sum of weights that a query found in a split. Unused for a sequence with one split.
+  float* partials;
 };
 
 struct CachedAttentionOptions {

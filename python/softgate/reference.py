@@ -649,11 +649,13 @@ def sample(
     """
     x = _float64(logits)
     if temperature == 0.0:
-        return x.argmax(axis=-1).astype(np.int32)
+        largest: NDArray[np.int32] = x.argmax(axis=-1).astype(np.int32)
+        return largest
     keep = kept(x, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     cumulative = softmax(np.where(keep, x / temperature, -np.inf)).cumsum(axis=-1)
     beyond = cumulative > _float64(random)[:, None] * cumulative[:, -1:]
-    return beyond.argmax(axis=-1).astype(np.int32)
+    first: NDArray[np.int32] = beyond.argmax(axis=-1).astype(np.int32)
+    return first
 
 
 def token_logprobs(logits: ArrayLike, ids: ArrayLike) -> Float64:

@@ -186,6 +186,10 @@ class Gpt(nn.Module, LanguageModel):
                 return self._one_by_one(ids, offsets, logits)
             # Nothing follows, so all layers can use the same memory.
             cache = self._new_cache(1, len(lengths), int(lengths.max(initial=1)))
+        elif len(cache.k) != len(self.layers):
+            raise ValueError(
+                f"cache: {len(cache.k)} layers, expected those of the model, {len(self.layers)}"
+            )
         places = self._rows(cache, len(lengths), rows)
         starts = cache.lengths[places]
         longest = (starts + lengths).max(initial=0)

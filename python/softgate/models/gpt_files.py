@@ -50,7 +50,9 @@ def load_weights(
         if not parameter.packed:
             parameter.fill(source.load(checkpoint.tensors))
         elif dtype is None and (found := source.load_quantized(checkpoint)) is not None:
-            parameter.fill_quantized(found.values, found.scales, found.minimums, bits=found.bits)
+            parameter.fill_quantized(
+                found.values, found.scales, found.minimums, bits=4 if found.bits == 4 else 8
+            )
         else:
             stored = {_STORED.get(checkpoint.dtypes[part], "float32") for part in source.names}
             kept = stored.pop() if len(stored) == 1 else "float32"

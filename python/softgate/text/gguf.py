@@ -158,7 +158,11 @@ def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str], types: Ints)
     if metadata.get("general.architecture") in _GEMMAS:
         # Runs of spaces are spelled as such in these files, and scores do not give the order of
         # merges, which is that of the tokens.
-        tokens[:] = [_SPACE * len(token) if not token.strip(" ") else token for token in tokens]
+        known = set(tokens)
+        for index, token in enumerate(tokens):
+            spelled = _SPACE * len(token)
+            if not token.strip(" ") and spelled not in known:
+                tokens[index] = spelled
         priority = -np.arange(len(tokens), dtype=np.float64)
     else:
         priority = _numbers(metadata, "scores", len(tokens), "f")
@@ -193,15 +197,16 @@ def _merges_by_priority(
     vocabulary: dict[str, int], priority: npt.NDArray[Any], types: Ints
 ) -> list[tuple[str, str]]:
     """All pairs of tokens whose join is a token, the join of highest priority first."""
-    pairs = []
-    for token, index in vocabulary.items():
-        if types[index] in (_NORMAL, _USER_DEFINED) and 1 < len(token) <= _LONGEST_MERGED:
-            for cut in range(1, len(token)):
+    tokens = list(vocabulary)
+    merges = []
+    for index in np.argsort(-priority, kind="stable"):
+        token = tokens[index]
+        if types[index] in (_NORMAL, _USER_DEFINED) and len(token) <= _LONGEST_MERGED:
+            for cut in range(len(token) - 1, 0, -1):
                 left, right = token[:cut], token[cut:]
                 if left in vocabulary and right in vocabulary:
-                    pairs.append((-priority[index], -cut, left, right))
-    pairs.sort(key=lambda pair: pair[:2])
-    return [(left, right) for _, _, left, right in pairs]
+                    merges.append((left, right))
+    return merges
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ OUTPUT_CHARACTERS = 1 << 24
 WALL_SECONDS = 120
 
 _OUT_OF_TIME = [-getattr(signal, name) for name in ("SIGXCPU", "SIGKILL") if hasattr(signal, name)]
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
 _WORKER = Path(__file__).with_name("template_worker.py")
 
 
@@ -50,7 +51,9 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
         raise TypeError(f"a chat template takes JSON values: {error}") from None
     # Modules are found where this process finds them; without site it starts in half the time.
     command = [sys.executable, "-S", "-P", str(_WORKER)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # The rest of the environment, tokens among it, is not the template's business.
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     try:
         process = subprocess.run(
             command,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -40,9 +41,9 @@ class Generation(Extension):
 class PublicNamespace(Namespace):
     """Jinja's namespace, without names that the sandbox hides."""
 
-    def __init__(self, **attributes: Any) -> None:
+    def __init__(self, *mapping: Mapping[str, Any], **attributes: Any) -> None:
         super().__init__()
-        for name, value in attributes.items():
+        for name, value in dict(*mapping, **attributes).items():
             self[name] = value
 
     def __setitem__(self, name: str, value: Any) -> None:

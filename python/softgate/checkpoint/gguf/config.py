@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -191,7 +192,9 @@ def _rope_scaling(found: _Metadata, config: Config) -> Config | None:
             max(1, int(config["max_position_embeddings"] / scaling["factor"])),
         )
         if found.has("rope.scaling.attn_factor"):
-            scaling["attention_factor"] = found.number("rope.scaling.attn_factor")
+            # llama.cpp multiplies it by what Hugging Face takes when there is none.
+            usual = 0.1 * math.log(scaling["factor"]) + 1
+            scaling["attention_factor"] = found.number("rope.scaling.attn_factor") * usual
         for key in ("beta_fast", "beta_slow"):
             if found.has(f"rope.scaling.yarn_{key}"):
                 scaling[key] = found.number(f"rope.scaling.yarn_{key}")
