@@ -4,6 +4,7 @@
 
 #include "cpu/rows.h"
 #include "cpu/simd_math.h"
+#include "cpu/tile.h"
 #include "ops/attention.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
@@ -19,10 +20,6 @@ SG_INLINE std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high
 SG_INLINE std::int64_t round_up(std::int64_t x, std::int64_t multiple) {
   return ceil_div(x, multiple) * multiple;
 }
-
-struct Range {
-  std::int64_t begin, end;
-};
 
 // Of one sequence: its first key and value, of head 0, and how many there are.
 struct Keys {

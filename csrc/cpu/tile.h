@@ -105,4 +105,8 @@ SG_INLINE void with_rows(std::int64_t rows, const F& f) {
   f(Tile<R>{});
 }
 
+struct Range {
+  std::int64_t begin, end;
+};
+
 }  // namespace softgate::cpu::SOFTGATE_ISA
