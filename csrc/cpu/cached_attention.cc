@@ -101,13 +101,14 @@ SG_INLINE void score_group(const float* q, std::int64_t q_stride, const float* k
 
 class Split {
  public:
+  // split: counted from the first one in which a query sees a key.
   Split(const CachedAttentionArgs<float>& args, std::int64_t sequence, std::int64_t split)
       : args_(args.attention),
         rows_(args_, sequence),
         count_(rows_.queries * args_.num_heads),
         keys_(keys_of_sequence(args_, sequence)),
         padded_dim_(round_up(args_.head_dim, kPanel)),
-        first_key_(split * args.split_keys) {
+        first_key_((sight_of(0).begin / args.split_keys + split) * args.split_keys) {
     const std::int64_t end = min_int(first_key_ + args.split_keys, keys_.length);
     range_ = {max_int(first_key_, sight_of(0).begin),
               min_int(end, sight_of(rows_.queries - 1).end)};
