@@ -119,6 +119,76 @@ LINEAR = [
 ]
 
 
+# How a weight is packed: a dtype of `ops.pack`, or 8-bit groups for `ops.pack_groups`.
+GROUPED = ("int4", "int8_groups", "int8_groups_minimums")
+PACKED = ("float16", "bfloat16", "int8", *GROUPED)
+
+
+@dataclass(frozen=True)
+class PackedLinearCase(LinearCase):
+    packed: str = "int8"
+    gated: bool = False
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        a = super().arguments(dtype)
+        if self.gated and self.residual:
+            half = a["residual"][..., : self.out_features // 2]
+            a["residual"] = place(half, self.layout)
+        return a
+
+
+def _packed_cases(packed: str) -> list[PackedLinearCase]:
+    def case(*args: Any, **more: Any) -> PackedLinearCase:
+        return PackedLinearCase(*args, packed=packed, **more)
+
+    depths = (32, 64, 96, 160, 544) if packed in GROUPED else (1, 2, 3, 5, 7, 16, 31, 33, 65, 130)
+    sizes = (HUGE, TINY, DENORMAL, 1e4)
+    return [
+        *(case(rows, 64, 37) for rows in BLOCK_ROWS),
+        *(case(3, 32, columns) for columns in BLOCK_COLUMNS),
+        *(case(rows, depth, 19) for rows in (1, 5, 17) for depth in depths),
+        *(
+            case(3, 32, columns, "silu", bias, True, gated=True)
+            for columns in (2, 8, 14, 16, 18, 30, 32, 34, 66, 130)
+            for bias in (False, True)
+        ),
+        *(
+            case(5, 32, 38, activation, True, True, gated=gated)
+            for activation in ACTIVATIONS
+            for gated in (False, True)
+        ),
+        *(
+            case(rows, 64, 38, "gelu", True, True, layout, gated=gated)
+            for rows in (1, 9)
+            for layout in LAYOUTS
+            for gated in (False, True)
+        ),
+        case(0, 32, 16),
+        case((2, 3), 32, 16, residual=True),
+        case((2, 0, 3), 32, 16),
+        case((), 32, 40),
+        # across cache blocks
+        case(300, 96, 40, gated=True),
+        case(1, 3072, 40),
+        case(30, 3072, 40),
+        case(16, 4992, 9, positive=True),
+        case(3, 32, 2100),
+        case(70, 704, 150, "gelu", True, True),
+        case(100, 1536, 40, residual=True),
+        # magnitudes
+        *(case(rows, 64, 19, x_size=size) for rows in (1, 20) for size in sizes),
+        case(5, 64, 19, weight_size=1e-3),
+        case(5, 64, 19, weight_size=1e-10),
+        *(
+            case(5, 64, 19, x_size=1e-10, weight_size=HUGE)
+            for _ in range(packed not in (*GROUPED, "float16"))  # beyond float16
+        ),
+    ]
+
+
+PACKED_LINEAR = [case for packed in PACKED for case in _packed_cases(packed)]
+
+
 @dataclass(frozen=True)
 class AttentionCase(Case):
     lengths: tuple[int, ...]  # of the queries

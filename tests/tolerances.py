@@ -102,6 +102,30 @@ def linear_scale(x, weight, bias=None, residual=None):
     return scale
 
 
+def packed_linear_scale(x, weight, bias=None, residual=None, *, gated=False):
+    """As `linear_scale`, of what a quantised weight and x stand for, and of gated ones."""
+    if isinstance(weight, reference.QuantizedWeight):
+        x = reference.quantize_input(x, weight.stretch)
+        parts = [reference.QuantizedWeight(np.abs(weight.values.astype(int)), abs(weight.scales))]
+        if weight.minimums is not None:
+            parts.append(
+                reference.QuantizedWeight(
+                    np.zeros_like(weight.values), weight.scales, np.abs(weight.minimums)
+                )
+            )
+        size = sum(part.dequantize() for part in parts)
+        signed = weight.dequantize()
+    else:
+        size = signed = weight
+    scale = linear_scale(x, size, bias)
+    if gated:
+        # Each factor's error counts times the other factor.
+        gate, up = np.split(np.abs(reference.linear(x, signed, bias)), 2, axis=-1)
+        of_gate, of_up = np.split(scale, 2, axis=-1)
+        scale = of_gate * up + gate * of_up
+    return scale if residual is None else scale + np.abs(residual)
+
+
 def attention_scales(q, k, v, cu_seqlens_q, cu_seqlens_k=None, *, scale=None, **options):
     """Of the output, the log-sum-exp and the weights (relative to each weight).
 

@@ -22,10 +22,10 @@
 namespace softgate::bindings {
 namespace {
 
-const PackedWeight& to_packed_weight(py::handle object) {
+const PackedWeight& to_packed_weight(const char* op, py::handle object) {
   py::detail::make_caster<PackedWeight> caster;
   if (!caster.load(object, false) || object.is_none()) {
-    check_type(false, "linear: weight is a ", Py_TYPE(object.ptr())->tp_name,
+    check_type(false, op, ": weight is a ", Py_TYPE(object.ptr())->tp_name,
                ", expected a PackedWeight (softgate.ops.pack makes one)");
   }
   return py::detail::cast_op<const PackedWeight&>(caster);
@@ -42,15 +42,41 @@ std::vector<Tensor> to_tensors(const Argument& argument, const py::list& objects
   return tensors;
 }
 
-PackedWeight pack(py::handle weight) {
-  const Tensor tensor = to_tensor({"pack", "weight"}, weight);
-  return without_gil([&] { return PackedWeight(tensor); });
+PackedWeight pack(py::handle weight, const std::optional<std::string>& dtype, bool gated) {
+  const Tensor tensor = to_tensor({"pack", "weight", "float32, float16 or bfloat16"}, weight);
+  return without_gil([&] { return PackedWeight(tensor, dtype, gated); });
+}
+
+PackedWeight pack_groups(py::handle values, py::handle scales, py::handle minimums, int bits,
+                         bool gated) {
+  const char* op = "pack_groups";
+  const Tensor values_ = to_tensor({op, "values", "int8"}, values);
+  const Tensor scales_ = to_tensor({op, "scales"}, scales);
+  const auto minimums_ = to_optional_tensor({op, "minimums"}, minimums);
+  return without_gil([&] { return PackedWeight(values_, scales_, minimums_, bits, gated); });
+}
+
+py::tuple quantized(const PackedWeight& weight) {
+  QuantizedTensors tensors = without_gil([&] { return weight.quantized(); });
+  return py::make_tuple(std::move(tensors.values), std::move(tensors.scales),
+                        std::move(tensors.minimums));
+}
+
+py::object gather(py::handle weight, py::handle ids, double scale, py::handle residual,
+                  py::handle out) {
+  const PackedWeight& weight_ = to_packed_weight("gather", weight);
+  const Tensor ids_ = to_tensor({"gather", "ids", "int32 or int64"}, ids);
+  const auto residual_ = to_optional_tensor({"gather", "residual"}, residual);
+  auto out_ = to_optional_tensor({"gather", "out"}, out);
+  Tensor result = without_gil(
+      [&] { return softgate::gather(weight_, ids_, scale, residual_, std::move(out_)); });
+  return to_result(std::move(result), ids, out);
 }
 
 py::object linear(py::handle x, py::handle weight, py::handle bias, const std::string& activation,
                   py::handle residual, py::handle out) {
   const Tensor x_ = to_tensor({"linear", "x"}, x);
-  const PackedWeight& weight_ = to_packed_weight(weight);
+  const PackedWeight& weight_ = to_packed_weight("linear", weight);
   const auto bias_ = to_optional_tensor({"linear", "bias"}, bias);
   const auto residual_ = to_optional_tensor({"linear", "residual"}, residual);
   auto out_ = to_optional_tensor({"linear", "out"}, out);
@@ -317,7 +343,8 @@ std::string repr(const RecurrentWeight& weight) {
 
 std::string repr(const PackedWeight& weight) {
   return concat("PackedWeight(shape=(", weight.out_features(), ", ", weight.in_features(),
-                "), dtype=", name(weight.dtype()), ", ", layout(weight), ")");
+                "), dtype=", name(weight.type()), weight.format().grouped ? ", group_size=32" : "",
+                weight.format().gated ? ", gated=True" : "", ", ", layout(weight), ")");
 }
 
 }  // namespace
@@ -332,12 +359,18 @@ void register_ops(py::module_& m) {
                                return py::make_tuple(weight.out_features(), weight.in_features());
                              })
       .def_property_readonly("dtype",
-                             [](const PackedWeight& weight) { return name(weight.dtype()); })
+                             [](const PackedWeight& weight) { return name(weight.type()); })
+      .def_property_readonly(
+          "group_size",
+          [](const PackedWeight& weight) { return weight.format().grouped ? kGroupSize : 0; })
+      .def_property_readonly("gated",
+                             [](const PackedWeight& weight) { return weight.format().gated; })
       .def_property_readonly("nbytes", &PackedWeight::bytes)
       .def_property_readonly("device",
                              [](const PackedWeight& weight) { return name(weight.device()); })
       .def_property_readonly("isa", &isa<PackedWeight>)
       .def("unpack", &PackedWeight::unpack, py::call_guard<ReleasedGil>())
+      .def("quantized", &quantized)
       .def("__repr__", py::overload_cast<const PackedWeight&>(&repr));
 
   py::class_<RecurrentWeight>(m, "RecurrentWeight", py::is_final())
@@ -355,7 +388,10 @@ void register_ops(py::module_& m) {
       .def("unpack", &unpack)
       .def("__repr__", py::overload_cast<const RecurrentWeight&>(&repr));
 
-  m.def("pack", &pack, arg("weight"));
+  m.def("pack", &pack, arg("weight"), arg("dtype"), arg("gated"));
+  m.def("pack_groups", &pack_groups, arg("values"), arg("scales"), arg("minimums"), arg("bits"),
+        arg("gated"));
+  m.def("gather", &gather, arg("weight"), arg("ids"), arg("scale"), arg("residual"), arg("out"));
   m.def("linear", &linear, arg("x"), arg("weight"), arg("bias"), arg("activation"), arg("residual"),
         arg("out"));
   m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("cu_seqlens_q"),

@@ -20,11 +20,14 @@ struct Kernels {
   void (*attention)(const AttentionArgs<float>&);
   void (*cached_attention)(const CachedAttentionArgs<float>&);
   void (*embedding)(const EmbeddingArgs<float>&);
+  void (*gather)(const GatherArgs&);
   void (*gru)(const RecurrentArgs&);
-  void (*linear)(const LinearArgs<float>&);
+  void (*linear)(const PanelLinearArgs&);
+  std::int64_t (*linear_workspace)(const PanelFormat&, std::int64_t rows, std::int64_t in_features);
   void (*lstm)(const RecurrentArgs&);
   void (*normalize)(const NormalizeArgs<float>&);
   void (*pack)(const PackArgs&);
+  std::int64_t (*panel_bytes)(const PanelFormat&, std::int64_t in_features);
   void (*penalize)(const PenalizeArgs&);
   void (*pool)(const PoolArgs<float>&);
   void (*restore_panel)(const PanelArgs&);

@@ -150,7 +150,14 @@ class PackedWeight:
     def shape(self) -> tuple[int, int]:
         """`(out_features, in_features)`."""
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """float32, float16, bfloat16, int8 or int4."""
+    @property
+    def group_size(self) -> int:
+        """Of integers: how many of a row share a scale; 0 where all of it do."""
+    @property
+    def gated(self) -> bool:
+        """Whether the rows are [gate; up]."""
     @property
     def nbytes(self) -> int: ...
     @property
@@ -160,9 +167,18 @@ class PackedWeight:
         """The one whose kernels read it; None but on the CPU."""
 
     def unpack(self) -> Tensor:
-        """The weight as it was given, `[out_features, in_features]`, bit for bit.
+        """`[out_features, in_features]`, on the CPU as float32.
 
-        Raises ValueError when another ISA is in use.
+        The weight that was packed, bit for bit where its dtype was kept or widened; of integers
+        what they stand for. Raises ValueError when another ISA is in use.
+        """
+
+    def quantized(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(values, scales, minimums) of an int8 or int4 weight as stored, for `ops.pack_groups`.
+
+        values: int8 `[out_features, in_features]`; scales: float32 `[out_features]`, or float16
+        `[out_features, in_features / 32]` as are minimums, None where there are none. Raises
+        ValueError for another dtype and when another ISA is in use.
         """
 
 @final
@@ -223,7 +239,17 @@ def cached_bytes() -> int:
 def release_cached() -> None:
     """Give the memory kept for the next tensors back to the system."""
 
-def pack(weight: Array) -> PackedWeight: ...
+def pack(weight: Array, dtype: str | None, gated: bool) -> PackedWeight: ...
+def pack_groups(
+    values: Array, scales: Array, minimums: Array | None, bits: int, gated: bool
+) -> PackedWeight: ...
+def gather(
+    weight: PackedWeight,
+    ids: SameArray,
+    scale: float,
+    residual: Array | None,
+    out: Array | None,
+) -> SameArray: ...
 def linear(
     x: SameArray,
     weight: PackedWeight,

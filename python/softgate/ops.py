@@ -20,19 +20,54 @@ from softgate._core import PackedWeight, RecurrentWeight
 from softgate._typing import Array, SameArray
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu"]
+WeightType = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 Pooling = Literal["mean", "cls", "max", "last"]
 RecurrentKind = Literal["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
 Direction = Literal["forward", "reverse", "bidirectional"]
 RecurrentWeights = RecurrentWeight | tuple[RecurrentWeight, RecurrentWeight]
 
 
-def pack(weight: Array) -> PackedWeight:
-    """Lay out a weight for `linear` on its device, on the CPU for the ISA in use.
+def pack(weight: Array, *, dtype: WeightType | None = None, gated: bool = False) -> PackedWeight:
+    """Lay out a weight for `linear` and `gather` on its device, on the CPU for the ISA in use.
 
-    weight: `[out_features, in_features]`, float32, or float16 or bfloat16 on a device other than
-    the CPU; `PackedWeight.unpack()` gives it back bit for bit.
+    weight: `[out_features, in_features]`, float32, float16 or bfloat16. On a device other than the
+    CPU it keeps its dtype; on the CPU `dtype`, by default the weight's own, says how it is stored:
+
+    - "float32";
+    - "bfloat16", "float16": rounded to nearest even, widened when read, computed with in float32;
+    - "int8": a scale for each row, symmetric to its largest magnitude. `linear` quantises each row
+      of x in the same way;
+    - "int4": 0 to 15, with a float16 scale and minimum for each group of 32 along in_features,
+      which must be a multiple of 32. `linear` quantises x to 8 bits, symmetrically, per group.
+
+    `gated`: the rows are [gate; up], half of them each; see `linear`.
+
+    Raises ValueError for an unknown dtype, for one that is not the weight's on a device, for an odd
+    number of rows where gated, and where integers cannot hold the weight: NaN, infinity, numbers
+    beyond float16 in "int4", more than 2**17 columns.
     """
-    return _core.pack(weight)
+    return _core.pack(weight, dtype, gated)
+
+
+def pack_groups(
+    values: Array,
+    scales: Array,
+    minimums: Array | None = None,
+    *,
+    bits: Literal[4, 8],
+    gated: bool = False,
+) -> PackedWeight:
+    """Lay out a weight that is quantised already: `scale * value + minimum`. CPU only.
+
+    values: int8 `[out_features, in_features]`, from 0 to 15 where bits is 4. scales, minimums:
+    float32 or float16 `[out_features, in_features / 32]`, kept as float16 (rounded to nearest even
+    if need be); where bits is 8, scales may also be float32 `[out_features]`, one for each row, and
+    minimums None. `PackedWeight.quantized()` gives all of them back, exactly as stored.
+
+    Raises ValueError for values and scales out of range, an in_features that is not a multiple of
+    32 where there are groups, and shapes that do not fit each other.
+    """
+    return _core.pack_groups(values, scales, minimums, bits, gated)
 
 
 def linear(
@@ -44,11 +79,17 @@ def linear(
     residual: Array | None = None,
     out: Array | None = None,
 ) -> SameArray:
-    """`activation(x @ weight.T + bias) + residual`.
+    """`activation(x @ weight.T + bias) + residual`, or for a gated weight
+    `activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias) + residual`.
 
     x: `[..., in_features]`; bias: `[out_features]`; residual and the result:
-    `[..., out_features]`; all of the weight's device and dtype. "gelu" is the exact form with erf,
-    "gelu_tanh" the approximation of Hendrycks & Gimpel 2016. `out` may be `residual`, never `x`.
+    `[..., out_features]`, half of that for a gated weight; all on the weight's device, on the CPU
+    float32, elsewhere of the weight's dtype. "gelu" is the exact form with erf, "gelu_tanh" the
+    approximation of Hendrycks & Gimpel 2016. `out` may be `residual`, never `x`.
+
+    With an integer weight x is rounded to multiples of its largest magnitude / 127, per row or per
+    group of 32 as the weight's scales are, and the integers' products are summed exactly
+    (`csrc/ops/linear.h` has the formula). A NaN or an infinity in x makes its whole row NaN.
 
     A row's result does not depend on the other rows or on the number of threads.
 
@@ -56,6 +97,26 @@ def linear(
     device.
     """
     return _core.linear(x, weight, bias, activation, residual, out)
+
+
+def gather(
+    weight: PackedWeight,
+    ids: SameArray,
+    *,
+    scale: float = 1.0,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> SameArray:
+    """`scale * weight[ids] + residual`: rows of a packed weight, such as tied embeddings. CPU only.
+
+    ids: int32 or int64 `[tokens]`; residual and the result: float32 `[tokens, in_features]`. Rows
+    come as `PackedWeight.unpack()` gives them. `out` may be `residual`. The result is a NumPy array
+    when `ids` is one.
+
+    Raises ValueError for an id outside the weight and when `weight` was packed for another ISA or
+    device.
+    """
+    return _core.gather(weight, ids, scale, residual, out)
 
 
 def attention(

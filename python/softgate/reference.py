@@ -40,26 +40,118 @@ ACTIVATIONS = {
 }
 
 
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Integers that stand for `scale * value + minimum`, as `ops.pack_groups` takes them.
+
+    values: `[out_features, in_features]`; scales: `[out_features]`, or `[out_features,
+    in_features / 32]` as are minimums.
+    """
+
+    values: NDArray[np.int8]
+    scales: NDArray[Any]
+    minimums: NDArray[Any] | None = None
+
+    @property
+    def stretch(self) -> int:
+        """How many of a row share a scale."""
+        return 32 if self.scales.ndim == 2 else self.values.shape[1]
+
+    def dequantize(self) -> Float64:
+        """`[out_features, in_features]`."""
+        rows, columns = self.values.shape
+        values = _float64(self.values).reshape(rows, columns // self.stretch, self.stretch)
+        weight = values * _float64(self.scales).reshape(rows, columns // self.stretch, 1)
+        if self.minimums is not None:
+            weight = weight + _float64(self.minimums)[..., None]
+        return weight.reshape(rows, columns)
+
+
+def quantize_weight(weight: ArrayLike, dtype: str) -> QuantizedWeight:
+    """What `ops.pack` makes of a weight for "int8" and "int4", in float32 as it does."""
+    w = np.asarray(weight, dtype=np.float32)
+    if dtype == "int8":
+        values, scales = _symmetric(w, w.shape[1])
+        return QuantizedWeight(values, scales[:, 0])
+    groups = w.reshape(len(w), -1, 32)
+    lowest, highest = groups.min(axis=-1), groups.max(axis=-1)
+    minimums = lowest.astype(np.float16)
+    scales = ((highest - lowest) / np.float32(15)).astype(np.float16)
+    s, m = scales.astype(np.float32)[..., None], minimums.astype(np.float32)[..., None]
+    steps = np.divide(groups - m, s, out=np.zeros_like(groups), where=s > 0)
+    values = np.clip(np.rint(steps), 0, 15).astype(np.int8)
+    return QuantizedWeight(values.reshape(w.shape), scales, minimums)
+
+
+def _symmetric(x: NDArray[np.float32], stretch: int) -> tuple[NDArray[np.int8], Any]:
+    """Integers from -127 to 127 and a scale for each `stretch` of a row; NaN where one is not
+    finite, zeros where all are at most 1e-36. x: `[rows, columns]`."""
+    parts = x.reshape(len(x), x.shape[1] // stretch, stretch)
+    finite = np.isfinite(parts).all(axis=-1, keepdims=True)
+    parts = np.where(finite, parts, np.float32(0))
+    largest = np.abs(parts).max(axis=-1, keepdims=True, initial=0)
+    usable = largest > np.float32(1e-36)
+    factor = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=usable)
+    values = np.rint(parts * factor).astype(np.int8).reshape(x.shape)
+    return values, np.where(finite, largest / np.float32(127), np.float32(np.nan))[..., 0]
+
+
+def quantize_input(x: ArrayLike, stretch: int) -> Float64:
+    """What an integer weight sees of x: each `stretch` of a row in multiples of its largest
+    magnitude / 127. Which multiple is decided in float32, as the kernels do."""
+    x = np.asarray(x, dtype=np.float32)
+    rows = x.reshape(-1, x.shape[-1])
+    values, scales = _symmetric(rows, stretch)
+    return (
+        QuantizedWeight(values, scales if stretch == 32 else scales[:, 0])
+        .dequantize()
+        .reshape(x.shape)
+    )
+
+
 def linear(
     x: ArrayLike,
-    weight: ArrayLike,
+    weight: ArrayLike | QuantizedWeight,
     bias: ArrayLike | None = None,
     *,
     activation: str = "none",
     residual: ArrayLike | None = None,
+    gated: bool = False,
 ) -> Float64:
-    """`activation(x @ weight.T + bias) + residual`.
+    """`activation(x @ weight.T + bias) + residual`, or for `gated` and a weight [gate; up],
+    `activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias) + residual`.
 
     x: `[..., in_features]`; weight: `[out_features, in_features]`; bias: `[out_features]`;
-    residual and the result: `[..., out_features]`.
+    residual and the result: `[..., out_features]`, half of that where gated.
     """
+    if isinstance(weight, QuantizedWeight):
+        x, weight = quantize_input(x, weight.stretch), weight.dequantize()
     y = _float64(x) @ _float64(weight).T  # [..., out_features]
     if bias is not None:
         y = y + _float64(bias)
-    y = _float64(ACTIVATIONS[activation](y))
+    if gated:
+        gate, up = np.split(y, 2, axis=-1)
+        y = _float64(ACTIVATIONS[activation](gate)) * up
+    else:
+        y = _float64(ACTIVATIONS[activation](y))
     if residual is not None:
         y = y + _float64(residual)
     return y
+
+
+def gather(
+    weight: ArrayLike | QuantizedWeight,
+    ids: ArrayLike,
+    *,
+    scale: float = 1.0,
+    residual: ArrayLike | None = None,
+) -> Float64:
+    """`scale * weight[ids] + residual`. weight: `[rows, n]`; ids: `[tokens]`; residual and the
+    result: `[tokens, n]`."""
+    if isinstance(weight, QuantizedWeight):
+        weight = weight.dequantize()
+    y = _float64(scale * _float64(weight)[np.asarray(ids)])
+    return y if residual is None else y + _float64(residual)
 
 
 def visible(
