@@ -9,18 +9,25 @@
 namespace softgate {
 namespace {
 
-// Checks cu_seqlens; returns the longest sequence. On a device this waits for the current stream.
-std::int64_t check_lengths(const char* argument, const Tensor& cu_seqlens, std::int64_t total,
-                           Device device) {
+struct Lengths {
+  std::int64_t shortest, longest;  // of the sequences that are not empty
+};
+
+// Checks cu_seqlens. On a device this waits for the current stream.
+Lengths check_lengths(const char* argument, const Tensor& cu_seqlens, std::int64_t total,
+                      Device device) {
   check_tensor("attention", argument, cu_seqlens, DType::int32, {-1}, device);
   const Tensor on_host =
       device.kind == DeviceKind::cpu ? cu_seqlens : copy_to(cu_seqlens, Device{}, DType::int32);
   check_cu_seqlens("attention", argument, on_host, total);
   const auto* offsets = on_host.data<std::int32_t>();
-  std::int64_t length = 0;
-  for (std::int64_t i = 1; i < on_host.size(0); ++i)
-    length = std::max<std::int64_t>(length, offsets[i] - offsets[i - 1]);
-  return length;
+  Lengths lengths{total, 0};
+  for (std::int64_t i = 1; i < on_host.size(0); ++i) {
+    const std::int64_t length = offsets[i] - offsets[i - 1];
+    lengths.longest = std::max(lengths.longest, length);
+    if (length > 0) lengths.shortest = std::min(lengths.shortest, length);
+  }
+  return lengths;
 }
 
 void check_heads(const Tensor& q, const Tensor& k, const Tensor& v) {
@@ -63,8 +70,9 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
   const std::int64_t total_q = q.size(0), num_heads = q.size(1), head_dim = q.size(2);
   const DType dtype = q.dtype();
   const Device device = q.device();
-  std::int64_t max_q = check_lengths("cu_seqlens_q", cu_seqlens_q, total_q, device);
-  std::int64_t max_k = check_lengths("cu_seqlens_k", cu_seqlens_k, k.size(0), device);
+  const Lengths lengths_q = check_lengths("cu_seqlens_q", cu_seqlens_q, total_q, device);
+  std::int64_t max_q = lengths_q.longest;
+  std::int64_t max_k = check_lengths("cu_seqlens_k", cu_seqlens_k, k.size(0), device).longest;
   const std::int64_t batch = cu_seqlens_q.size(0) - 1;
   check(cu_seqlens_k.size(0) == batch + 1, "attention: cu_seqlens_k has ", cu_seqlens_k.size(0),
         " offsets, expected cu_seqlens_q's ", batch + 1);
@@ -114,6 +122,7 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
         .total_k = k.size(0),
         .max_q = max_q,
         .max_k = max_k,
+        .min_q = lengths_q.shortest,
         .q_stride = q.stride(0),
         .k_stride = k.stride(0),
         .v_stride = v.stride(0),
