@@ -252,9 +252,11 @@ def test_weights(dtype, mask, order):
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_no_bank_conflicts(head_dim):
-    case = AttentionCase((300,), (700,), num_heads=1, head_dim=head_dim)
-    (result,) = check(case, "float16").results
+@pytest.mark.parametrize("mask", [None, "bool"])
+@pytest.mark.parametrize("queries", [300, 16])
+def test_no_bank_conflicts(head_dim, mask, queries):
+    case = AttentionCase((queries,), (300,), num_heads=1, head_dim=head_dim, mask=mask)
+    result, *_ = check(case, "float16").results  # bfloat16 differs in the products alone
     shared = [access for access in result.memory() if access["waves"]]
     assert sum("ldmatrix" in access["where"] for access in shared) > 0
     assert sum("cp.async" in access["where"] for access in shared) > 0

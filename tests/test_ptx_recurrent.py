@@ -308,7 +308,7 @@ def test_weights_are_read_once(kind, proj, dtype):
     weights = (GATES[kind] * (proj or hidden) + (proj or 0)) * hidden * element // 32
     two, four = sectors(2), sectors(4)
     of_a_step = (four - two) // 2
-    assert of_a_step < weights / (4 if GATES[kind] > 1 else 2)
+    assert of_a_step < weights / 2
     assert weights <= two - 2 * of_a_step < 1.1 * weights
 
 
