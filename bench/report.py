@@ -25,8 +25,11 @@ def milliseconds(seconds: float) -> str:
 
 
 def rate(result: CaseResult, seconds: float, limits: Limits) -> str:
-    """GFLOP/s where arithmetic bounds the case, GB/s where memory does."""
+    """Tokens a second where the case counts them; else GFLOP/s where arithmetic bounds the case,
+    GB/s where memory does."""
     work = result.work
+    if result.units:
+        return f"{digits(result.units / seconds)} tokens/s"
     if limits.is_arithmetic(work):
         return f"{digits(work.flops / seconds / 1e9)} GFLOP/s"
     return f"{digits(work.bytes / seconds / 1e9)} GB/s"
@@ -70,7 +73,7 @@ def case_lines(result: CaseResult, limits: Limits) -> list[str]:
         elif engine == "softgate" and (speedup := result.speedup()) is not None:
             note = f"{speedup:.2f} x best peer"
         lines.append(
-            f"{times}{rate(result, median, limits):>13}{limit / median:>6.0%} of limit  "
+            f"{times}{rate(result, median, limits):>16}{limit / median:>6.0%} of limit  "
             f"{note}".rstrip()
         )
     return lines
@@ -320,7 +323,8 @@ def _colors(results: Sequence[CaseResult]) -> dict[str, str]:
     present = {engine for result in results for engine in result.engines}
     palette = (
         *("tab:red", "tab:pink", "tab:brown"),  # softgate's
-        *("tab:orange", "tab:olive", "tab:blue", "tab:purple", "tab:green", "tab:gray"),
+        *("tab:orange", "tab:olive", "tab:blue", "tab:purple", "tab:green", "tab:cyan"),
+        *("teal", "tab:gray"),
     )
     return {
         engine: color for engine, color in zip(ENGINES, palette, strict=True) if engine in present

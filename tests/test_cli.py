@@ -54,6 +54,8 @@ class StandIn:
         self.normalized = normalize
         return np.array([embedding(encoding.ids) for encoding in encodings])
 
+    encode = encode_batch
+
     def num_parameters(self) -> int:
         return 22_713_216
 
@@ -336,9 +338,9 @@ def test_ctrl_c_before_the_first_batch_keeps_the_old_file(lines: Path, tmp_path:
 def test_ctrl_c_in_the_middle_of_a_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    from softgate import cli
+    from softgate.cli.embed import WRITERS
 
-    writer = cli.WRITERS[suffix]
+    writer = WRITERS[suffix]
     append = writer.append
 
     def torn(self: Any, texts: Sequence[str], embeddings: np.ndarray[Any, Any]) -> None:

@@ -102,6 +102,30 @@ def linear_scale(x, weight, bias=None, residual=None):
     return scale
 
 
+def packed_linear_scale(x, weight, bias=None, residual=None, *, gated=False):
+    """As `linear_scale`, of what a quantised weight and x stand for, and of gated ones."""
+    if isinstance(weight, reference.QuantizedWeight):
+        x = reference.quantize_input(x, weight.stretch)
+        parts = [reference.QuantizedWeight(np.abs(weight.values.astype(int)), abs(weight.scales))]
+        if weight.minimums is not None:
+            parts.append(
+                reference.QuantizedWeight(
+                    np.zeros_like(weight.values), weight.scales, np.abs(weight.minimums)
+                )
+            )
+        size = sum(part.dequantize() for part in parts)
+        signed = weight.dequantize()
+    else:
+        size = signed = weight
+    scale = linear_scale(x, size, bias)
+    if gated:
+        # Each factor's error counts times the other factor.
+        gate, up = np.split(np.abs(reference.linear(x, signed, bias)), 2, axis=-1)
+        of_gate, of_up = np.split(scale, 2, axis=-1)
+        scale = of_gate * up + gate * of_up
+    return scale if residual is None else scale + np.abs(residual)
+
+
 def attention_scales(q, k, v, cu_seqlens_q, cu_seqlens_k=None, *, scale=None, **options):
     """Of the output, the log-sum-exp and the weights (relative to each weight).
 
@@ -116,6 +140,19 @@ def attention_scales(q, k, v, cu_seqlens_q, cu_seqlens_k=None, *, scale=None, **
     options |= {"scale": scale, "return_lse": False, "return_weights": False}
     of_values = reference.attention(q, k, np.abs(v), cu_seqlens_q, cu_seqlens_k, **options)
     return size[..., None] * of_values, size.T, size.max(initial=1.0)
+
+
+def cached_attention_scale(q, k_cache, v_cache, cu_seqlens_q, lengths_k, *, scale=None, **options):
+    """As `attention_scales`, of the output; what lies behind the keys counts for nothing."""
+    if scale is None:
+        scale = 1.0 / np.sqrt(q.shape[-1])
+    norm_q = np.linalg.norm(q.astype(np.float64), axis=-1)  # [total_q, num_heads]
+    norm_k = np.linalg.norm(k_cache.astype(np.float64), axis=-1)
+    size = 1.0 + abs(scale) * norm_q * np.nan_to_num(norm_k).max(initial=0.0)
+    of_values = reference.cached_attention(
+        q, k_cache, np.abs(v_cache), cu_seqlens_q, lengths_k, scale=scale, **options
+    )
+    return size[..., None] * of_values
 
 
 def norm_scale(x, residual, weight, bias=None, *, eps, center):
@@ -139,6 +176,20 @@ def embedding_scale(ids, tables, norm_weight=None, norm_bias=None, *, eps=1e-12)
     total = reference.embedding(ids, tables)
     rounded = size - np.abs(total)  # what cancelled in the sum keeps its rounding error
     return norm_scale(total, rounded, norm_weight, norm_bias, eps=eps, center=True)
+
+
+def rotary_scales(sin=None, **arguments):
+    """Of q and of the caches: the sizes of the two products that make an element of a pair."""
+    names = ("qkv", "k_cache", "v_cache", "cos", "q_norm", "k_norm")
+    sizes = {n: np.abs(a) for n, a in arguments.items() if n in names and a is not None}
+    signs = (
+        (0,) if sin is None else (-1, 1)
+    )  # the first element of a pair subtracts, the second adds
+    both = [
+        reference.rotary(**arguments | sizes, sin=None if sin is None else sign * np.abs(sin))
+        for sign in signs
+    ]
+    return [np.abs(results).max(axis=0) for results in zip(*both, strict=True)]
 
 
 def softmax_scale(x, expected):

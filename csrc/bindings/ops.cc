@@ -9,20 +9,23 @@
 #include "core/check.h"
 #include "ops/add_norm.h"
 #include "ops/attention.h"
+#include "ops/cached_attention.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/normalize.h"
 #include "ops/pool.h"
 #include "ops/recurrent.h"
+#include "ops/rotary.h"
+#include "ops/sample.h"
 #include "ops/softmax.h"
 
 namespace softgate::bindings {
 namespace {
 
-const PackedWeight& to_packed_weight(py::handle object) {
+const PackedWeight& to_packed_weight(const char* op, py::handle object) {
   py::detail::make_caster<PackedWeight> caster;
   if (!caster.load(object, false) || object.is_none()) {
-    check_type(false, "linear: weight is a ", Py_TYPE(object.ptr())->tp_name,
+    check_type(false, op, ": weight is a ", Py_TYPE(object.ptr())->tp_name,
                ", expected a PackedWeight (softgate.ops.pack makes one)");
   }
   return py::detail::cast_op<const PackedWeight&>(caster);
@@ -39,15 +42,41 @@ std::vector<Tensor> to_tensors(const Argument& argument, const py::list& objects
   return tensors;
 }
 
-PackedWeight pack(py::handle weight) {
-  const Tensor tensor = to_tensor({"pack", "weight"}, weight);
-  return without_gil([&] { return PackedWeight(tensor); });
+PackedWeight pack(py::handle weight, const std::optional<std::string>& dtype, bool gated) {
+  const Tensor tensor = to_tensor({"pack", "weight", "float32, float16 or bfloat16"}, weight);
+  return without_gil([&] { return PackedWeight(tensor, dtype, gated); });
+}
+
+PackedWeight pack_groups(py::handle values, py::handle scales, py::handle minimums, int bits,
+                         bool gated) {
+  const char* op = "pack_groups";
+  const Tensor values_ = to_tensor({op, "values", "int8"}, values);
+  const Tensor scales_ = to_tensor({op, "scales"}, scales);
+  const auto minimums_ = to_optional_tensor({op, "minimums"}, minimums);
+  return without_gil([&] { return PackedWeight(values_, scales_, minimums_, bits, gated); });
+}
+
+py::tuple quantized(const PackedWeight& weight) {
+  QuantizedTensors tensors = without_gil([&] { return weight.quantized(); });
+  return py::make_tuple(std::move(tensors.values), std::move(tensors.scales),
+                        std::move(tensors.minimums));
+}
+
+py::object gather(py::handle weight, py::handle ids, double scale, py::handle residual,
+                  py::handle out) {
+  const PackedWeight& weight_ = to_packed_weight("gather", weight);
+  const Tensor ids_ = to_tensor({"gather", "ids", "int32 or int64"}, ids);
+  const auto residual_ = to_optional_tensor({"gather", "residual"}, residual);
+  auto out_ = to_optional_tensor({"gather", "out"}, out);
+  Tensor result = without_gil(
+      [&] { return softgate::gather(weight_, ids_, scale, residual_, std::move(out_)); });
+  return to_result(std::move(result), ids, out);
 }
 
 py::object linear(py::handle x, py::handle weight, py::handle bias, const std::string& activation,
                   py::handle residual, py::handle out) {
   const Tensor x_ = to_tensor({"linear", "x"}, x);
-  const PackedWeight& weight_ = to_packed_weight(weight);
+  const PackedWeight& weight_ = to_packed_weight("linear", weight);
   const auto bias_ = to_optional_tensor({"linear", "bias"}, bias);
   const auto residual_ = to_optional_tensor({"linear", "residual"}, residual);
   auto out_ = to_optional_tensor({"linear", "out"}, out);
@@ -84,6 +113,31 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle cu_seq
   if (result.lse) all.append(to_result(*std::move(result.lse), q, py::none()));
   if (result.weights) all.append(to_result(*std::move(result.weights), q, py::none()));
   return py::tuple(all);
+}
+
+py::object cached_attention(py::handle q, py::handle k_cache, py::handle v_cache,
+                            py::handle cu_seqlens_q, py::handle lengths_k, py::handle cache_rows,
+                            std::optional<double> scale,
+                            std::pair<std::int64_t, std::int64_t> window, bool causal,
+                            double softcap, py::handle out) {
+  const char* op = "cached_attention";
+  const Tensor q_ = to_tensor({op, "q"}, q);
+  const Tensor k_ = to_tensor({op, "k_cache"}, k_cache);
+  const Tensor v_ = to_tensor({op, "v_cache"}, v_cache);
+  const Tensor lens_q = to_tensor({op, "cu_seqlens_q", "int32"}, cu_seqlens_q);
+  const Tensor lens_k = to_tensor({op, "lengths_k", "int32"}, lengths_k);
+  const CachedAttentionOptions options{
+      .cache_rows = to_optional_tensor({op, "cache_rows", "int32"}, cache_rows),
+      .scale = scale,
+      .window = window,
+      .causal = causal,
+      .softcap = softcap,
+  };
+  auto out_ = to_optional_tensor({op, "out"}, out);
+  Tensor result = without_gil([&] {
+    return softgate::cached_attention(q_, k_, v_, lens_q, lens_k, options, std::move(out_));
+  });
+  return to_result(std::move(result), q, out);
 }
 
 py::object add_layer_norm(py::handle x, py::handle residual, py::handle weight, py::handle bias,
@@ -165,6 +219,58 @@ RecurrentWeight pack_recurrent(const std::string& kind, py::handle weight_ih, py
   return without_gil([&] { return RecurrentWeight(kind, ih, hh, bias_ih_, bias_hh_, hr, dtype); });
 }
 
+py::object rotary(py::handle qkv, py::handle cu_seqlens, py::handle starts, py::handle k_cache,
+                  py::handle v_cache, std::int64_t num_heads, py::handle cos, py::handle sin,
+                  py::handle q_norm, py::handle k_norm, double eps, bool interleaved,
+                  py::handle cache_rows, py::handle out) {
+  const char* op = "rotary";
+  const Tensor qkv_ = to_tensor({op, "qkv"}, qkv);
+  const Tensor cu_seqlens_ = to_tensor({op, "cu_seqlens", "int32"}, cu_seqlens);
+  const Tensor starts_ = to_tensor({op, "starts", "int32"}, starts);
+  const Tensor k_ = to_tensor({op, "k_cache"}, k_cache);
+  const Tensor v_ = to_tensor({op, "v_cache"}, v_cache);
+  const RotaryOptions options{
+      .num_heads = num_heads,
+      .cos = to_optional_tensor({op, "cos"}, cos),
+      .sin = to_optional_tensor({op, "sin"}, sin),
+      .q_norm = to_optional_tensor({op, "q_norm"}, q_norm),
+      .k_norm = to_optional_tensor({op, "k_norm"}, k_norm),
+      .eps = eps,
+      .interleaved = interleaved,
+      .cache_rows = to_optional_tensor({op, "cache_rows", "int32"}, cache_rows),
+  };
+  auto out_ = to_optional_tensor({op, "out"}, out);
+  Tensor result = without_gil([&] {
+    return softgate::rotary(qkv_, cu_seqlens_, starts_, k_, v_, options, std::move(out_));
+  });
+  return to_result(std::move(result), qkv, out);
+}
+
+py::object penalize(py::handle logits, py::handle ids, py::handle cu_ids, double penalty) {
+  const Tensor logits_ = to_tensor({"penalize", "logits"}, logits);
+  const Tensor ids_ = to_tensor({"penalize", "ids", "int32"}, ids);
+  const Tensor cu_ids_ = to_tensor({"penalize", "cu_ids", "int32"}, cu_ids);
+  without_gil([&] { softgate::penalize(logits_, ids_, cu_ids_, penalty); });
+  return py::reinterpret_borrow<py::object>(logits);
+}
+
+py::object sample(py::handle logits, py::handle random, double temperature, std::int64_t top_k,
+                  double top_p, double min_p) {
+  const Tensor logits_ = to_tensor({"sample", "logits"}, logits);
+  const Tensor random_ = to_tensor({"sample", "random"}, random);
+  const Sampling sampling{
+      .temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p};
+  Tensor result = without_gil([&] { return softgate::sample(logits_, random_, sampling); });
+  return to_result(std::move(result), logits, py::none());
+}
+
+py::object token_logprobs(py::handle logits, py::handle ids) {
+  const Tensor logits_ = to_tensor({"token_logprobs", "logits"}, logits);
+  const Tensor ids_ = to_tensor({"token_logprobs", "ids", "int32"}, ids);
+  Tensor result = without_gil([&] { return softgate::token_logprobs(logits_, ids_); });
+  return to_result(std::move(result), logits, py::none());
+}
+
 const RecurrentWeight& to_recurrent_weight(const char* op, py::handle object) {
   py::detail::make_caster<RecurrentWeight> caster;
   if (!caster.load(object, false) || object.is_none()) {
@@ -237,7 +343,8 @@ std::string repr(const RecurrentWeight& weight) {
 
 std::string repr(const PackedWeight& weight) {
   return concat("PackedWeight(shape=(", weight.out_features(), ", ", weight.in_features(),
-                "), dtype=", name(weight.dtype()), ", ", layout(weight), ")");
+                "), dtype=", name(weight.type()), weight.format().grouped ? ", group_size=32" : "",
+                weight.format().gated ? ", gated=True" : "", ", ", layout(weight), ")");
 }
 
 }  // namespace
@@ -252,12 +359,18 @@ void register_ops(py::module_& m) {
                                return py::make_tuple(weight.out_features(), weight.in_features());
                              })
       .def_property_readonly("dtype",
-                             [](const PackedWeight& weight) { return name(weight.dtype()); })
+                             [](const PackedWeight& weight) { return name(weight.type()); })
+      .def_property_readonly(
+          "group_size",
+          [](const PackedWeight& weight) { return weight.format().grouped ? kGroupSize : 0; })
+      .def_property_readonly("gated",
+                             [](const PackedWeight& weight) { return weight.format().gated; })
       .def_property_readonly("nbytes", &PackedWeight::bytes)
       .def_property_readonly("device",
                              [](const PackedWeight& weight) { return name(weight.device()); })
       .def_property_readonly("isa", &isa<PackedWeight>)
       .def("unpack", &PackedWeight::unpack, py::call_guard<ReleasedGil>())
+      .def("quantized", &quantized)
       .def("__repr__", py::overload_cast<const PackedWeight&>(&repr));
 
   py::class_<RecurrentWeight>(m, "RecurrentWeight", py::is_final())
@@ -275,12 +388,18 @@ void register_ops(py::module_& m) {
       .def("unpack", &unpack)
       .def("__repr__", py::overload_cast<const RecurrentWeight&>(&repr));
 
-  m.def("pack", &pack, arg("weight"));
+  m.def("pack", &pack, arg("weight"), arg("dtype"), arg("gated"));
+  m.def("pack_groups", &pack_groups, arg("values"), arg("scales"), arg("minimums"), arg("bits"),
+        arg("gated"));
+  m.def("gather", &gather, arg("weight"), arg("ids"), arg("scale"), arg("residual"), arg("out"));
   m.def("linear", &linear, arg("x"), arg("weight"), arg("bias"), arg("activation"), arg("residual"),
         arg("out"));
   m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("cu_seqlens_q"),
         arg("cu_seqlens_k"), arg("scale"), arg("causal"), arg("window"), arg("mask"),
         arg("softcap"), arg("return_lse"), arg("return_weights"), arg("out"));
+  m.def("cached_attention", &cached_attention, arg("q"), arg("k_cache"), arg("v_cache"),
+        arg("cu_seqlens_q"), arg("lengths_k"), arg("cache_rows"), arg("scale"), arg("window"),
+        arg("causal"), arg("softcap"), arg("out"));
   m.def("add_layer_norm", &add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"),
         arg("eps"), arg("out"), arg("sum_out"));
   m.def("add_rms_norm", &add_rms_norm, arg("x"), arg("residual"), arg("weight"), arg("eps"),
@@ -295,6 +414,13 @@ void register_ops(py::module_& m) {
   m.def("softmax", &softmax, arg("x"), arg("out"));
   m.def("pool", &pool, arg("x"), arg("cu_seqlens"), arg("mode"), arg("out"));
   m.def("normalize", &normalize, arg("x"), arg("eps"), arg("out"));
+  m.def("penalize", &penalize, arg("logits"), arg("ids"), arg("cu_ids"), arg("penalty"));
+  m.def("rotary", &rotary, arg("qkv"), arg("cu_seqlens"), arg("starts"), arg("k_cache"),
+        arg("v_cache"), arg("num_heads"), arg("cos"), arg("sin"), arg("q_norm"), arg("k_norm"),
+        arg("eps"), arg("interleaved"), arg("cache_rows"), arg("out"));
+  m.def("sample", &sample, arg("logits"), arg("random"), arg("temperature"), arg("top_k"),
+        arg("top_p"), arg("min_p"));
+  m.def("token_logprobs", &token_logprobs, arg("logits"), arg("ids"));
 }
 
 }  // namespace softgate::bindings

@@ -9,7 +9,7 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void linear(const LinearArgs<float>& args);
+void linear(const PanelLinearArgs& args);
 
 namespace {
 
@@ -125,19 +125,21 @@ class Member {
     const int gates = gates_of(args_.kind);
     for (std::int64_t block = blocks_.begin; block < blocks_.end; ++block) {
       const std::int64_t panel = block * gates;
-      linear(LinearArgs<float>{
-          .x = x,
-          .weight = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
-          .bias = direction_.weights.bias + panel * kPanel,
-          .residual = nullptr,
-          .out = sums(block, 0),
-          .rows = rows,
-          .in_features = args_.input_size,
-          .out_features = gates * kPanel,
-          .x_stride = x_stride,
-          .residual_stride = 0,
-          .out_stride = sums_stride(),
-          .activation = Activation::none});
+      linear({.linear = {.x = x,
+                         .weight = nullptr,
+                         .bias = direction_.weights.bias + panel * kPanel,
+                         .residual = nullptr,
+                         .out = sums(block, 0),
+                         .rows = rows,
+                         .in_features = args_.input_size,
+                         .out_features = gates * kPanel,
+                         .x_stride = x_stride,
+                         .residual_stride = 0,
+                         .out_stride = sums_stride(),
+                         .activation = Activation::none},
+              .format = {},
+              .panels = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
+              .workspace = nullptr});
       if (direction_.weights.bias_hn) start_reset_sums(block, rows);
     }
   }

@@ -33,10 +33,6 @@ struct Cell {
 
 void run_recurrent(const RecurrentArgs& args, const Cell& cell);
 
-// From values of at most `largest` to integers of at most 127; what is so small that the factor
-// would be infinite becomes zero.
-SG_INLINE float int8_factor(float largest) { return largest > 1e-36f ? 127.0f / largest : 0.0f; }
-
 std::int64_t stored_panel_bytes(DType dtype, std::int64_t depth);
 void store_panel(const PanelArgs& args);
 void restore_panel(const PanelArgs& args);

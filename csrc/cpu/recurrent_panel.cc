@@ -1,6 +1,6 @@
 // Panels of recurrent weights in the dtypes they are stored in.
+#include "cpu/dot.h"
 #include "cpu/recurrent.h"
-#include "cpu/rows.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
 namespace {

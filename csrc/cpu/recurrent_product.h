@@ -2,8 +2,8 @@
 #pragma once
 
 #include "core/parallel.h"
+#include "cpu/dot.h"
 #include "cpu/recurrent.h"
-#include "cpu/rows.h"
 #include "cpu/tile.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
@@ -16,12 +16,6 @@ constexpr int kPanelsAtOnce = 4;
 template <int Rows>
 constexpr int kPanelsFor = Rows == 1 || kLanes == 16 ? kPanelsAtOnce : 2;
 
-constexpr std::int64_t kLineBytes = 64;
-
-SG_INLINE std::int64_t part_begin(std::int64_t size, std::int64_t parts, std::int64_t i) {
-  return size * i / parts;
-}
-
 // A panel and the sums it adds to.
 struct Target {
   const void* panel;
@@ -29,29 +23,11 @@ struct Target {
   float* sums;          // [rows, kPanel], sums_stride between rows
 };
 
-struct Range {
-  std::int64_t begin, end;
-};
-
 struct Operand {
   const float* a;  // [rows, depth]
   std::int64_t stride, rows, depth;
   std::int64_t slice_depth = kSliceDepth;  // at most
 };
-
-template <int N>
-struct Constant {
-  static constexpr int value = N;
-};
-
-// Calls f with the Constant n, in [1, N].
-template <int N, class F>
-SG_INLINE void with_constant(std::int64_t n, const F& f) {
-  if constexpr (N > 1) {
-    if (n < N) return with_constant<N - 1>(n, f);
-  }
-  f(Constant<N>{});
-}
 
 // Calls f(Constant rows, Constant panels, first target) for groups of the targets.
 template <class F>
@@ -62,21 +38,6 @@ SG_INLINE void for_few_rows(std::int64_t rows, const Target* targets, int count,
       with_constant<kPanels>(min_int(kPanels, count - i), [&](auto p) { f(r, p, targets + i); });
   });
 }
-
-// How a panel of floating-point weights is stored.
-struct Float32 {
-  using Element = float;
-  static constexpr std::int64_t kRow = kPanel;  // elements
-  SG_INLINE void load_row(const float* p, vf& b0, vf& b1) {
-    b0 = load(p);
-    b1 = load(p + kLanes);
-  }
-};
-struct BFloat16 {
-  using Element = std::uint32_t;  // two values
-  static constexpr std::int64_t kRow = kLanes;
-  SG_INLINE void load_row(const std::uint32_t* p, vf& b0, vf& b1) { load_bfloat16(p, b0, b1); }
-};
 
 // A sum is built from slices of the depth, each a chain that starts at zero: a chain that starts at
 // the input's part, which is often large, would round to that part's precision at every step.
@@ -152,7 +113,7 @@ void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) 
     const std::int64_t depth = part.end - part.begin;
     const float* slice = widen(Format(), panel + part.begin * Format::kRow, depth);
     // The next slice, or the next panel: they follow each other.
-    const auto* next = reinterpret_cast<const float*>(panel + part.end * Format::kRow);
+    const auto* next = reinterpret_cast<const char*>(panel + part.end * Format::kRow);
     const std::int64_t lines =
         depth * Format::kRow * static_cast<std::int64_t>(sizeof *panel) / kLineBytes;
     const std::int64_t steps = max_int(1, depth / kPrefetchSteps) * tiles;
@@ -231,28 +192,10 @@ class Int8Product {
   std::int64_t stride() const { return ceil_div(depth_, kLanes) * kLanes + kLineBytes; }
 
   void quantise(const float* x, std::int64_t depth, std::int64_t row) {
-    vf largest = zero(), zeros = zero();  // NaN once a value is not finite
-    for_each_vector(depth, [&](std::int64_t i, auto part) {
-      const vf value = load(x + i, part);
-      largest = max(abs(value), largest);
-      zeros = fma(value, zero(), zeros);
-    });
-    const float bound = hmax(largest);
-    const bool finite = sum(zeros) == 0.0f;
-    const vf factor = set1(int8_factor(bound));
-    DotElement* to = quantised_ + row * stride();
-    std::int32_t total = 0;
-    for (std::int64_t i = 0; i < depth_; i += kLanes) {
-      float values[kLanes];
-      const vf value = load_n(x + i, static_cast<int>(min_int(kLanes, max_int(0, depth - i))));
-      store(values, finite ? round(mul(value, factor)) : zero());
-      for (int j = 0; j < kLanes; ++j) {
-        to[i + j] = static_cast<DotElement>(values[j]);
-        total += to[i + j];
-      }
-    }
-    scales_[row] = finite ? bound / 127.0f : __builtin_nanf("");
-    starts_[row] = -kDotOffset * total;
+    const Quantised result = softgate::cpu::SOFTGATE_ISA::quantise(
+        x, depth, quantised_ + row * stride(), ceil_div(depth_, kLanes) * kLanes);
+    scales_[row] = result.scale;
+    starts_[row] = result.start;
   }
 
   template <int R, int P>
@@ -269,11 +212,13 @@ class Int8Product {
     for (std::int64_t k = 0; k < depth_; k += kDotDepth) {
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
+        const vw w0 = load_weights(panel[p] + k * kPanel);
+        const vw w1 = load_weights(panel[p] + k * kPanel + kDotDepth * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           const DotElement* values = x + r * stride() + k;
-          c[r][p][0] = dot(c[r][p][0], panel[p] + k * kPanel, values);
-          c[r][p][1] = dot(c[r][p][1], panel[p] + k * kPanel + kDotDepth * kLanes, values);
+          c[r][p][0] = dot(c[r][p][0], w0, values);
+          c[r][p][1] = dot(c[r][p][1], w1, values);
         }
       }
     }

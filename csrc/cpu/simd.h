@@ -20,9 +20,15 @@
 //   load_bfloat16(p, low, high)    2 * kLanes values from words that hold value i in the lower half
 //                                  and value i + kLanes in the upper one
 //
-// Products of 8-bit integers: vi holds kLanes 32-bit sums.
-//   dot(sums, weights, x)          adds to each lane kDotDepth products of its own weights, which
-//                                  are stored plus kDotOffset, with the same kDotDepth elements x
+//   load_half(p)                   kLanes binary16 values
+//
+// Products of 8-bit integers: vi holds kLanes 32-bit sums, vw kDotDepth weights for each of them.
+//   load_weights(p)                from bytes, stored plus kDotOffset
+//   load_nibbles(p, low, high)     from two weights a byte, without offset
+//   load_wide, store_wide          a vw as it is
+//   dot(sums, weights, x)          adds to each lane kDotDepth products of its own weights with the
+//                                  same kDotDepth elements x
+//   store_integers(x, v)           integral floats of magnitude at most 127; any integer for NaN
 //   set1_int, to_float(vi)
 #pragma once
 

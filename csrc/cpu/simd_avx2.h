@@ -77,19 +77,42 @@ SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
   high = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
 }
 
+SG_INLINE vf load_half(const std::uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
 using vi = __m256i;
+using vw = __m256i;
 using DotElement = std::int16_t;
 inline constexpr int kDotDepth = 2;
 inline constexpr int kDotOffset = 0;
 
 SG_INLINE vi set1_int(std::int32_t x) { return _mm256_set1_epi32(x); }
 SG_INLINE vf to_float(vi v) { return _mm256_cvtepi32_ps(v); }
-SG_INLINE vi dot(vi sums, const std::uint8_t* weights, const DotElement* x) {
+SG_INLINE vw load_wide(const std::uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+SG_INLINE void store_wide(std::uint8_t* p, vw v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+}
+SG_INLINE vw load_weights(const std::uint8_t* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+SG_INLINE void load_nibbles(const std::uint8_t* p, vw& low, vw& high) {
+  const __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  low = _mm256_and_si256(pairs, _mm256_set1_epi16(15));
+  high = _mm256_srli_epi16(pairs, 4);
+}
+SG_INLINE vi dot(vi sums, vw weights, const DotElement* x) {
   std::int32_t pair;
   __builtin_memcpy(&pair, x, sizeof pair);
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weights));
-  const __m256i products = _mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), _mm256_set1_epi32(pair));
-  return _mm256_add_epi32(sums, products);
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(weights, _mm256_set1_epi32(pair)));
+}
+SG_INLINE void store_integers(DotElement* x, vf v) {
+  const __m256i wide = _mm256_cvtps_epi32(v);
+  const __m128i packed =
+      _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(x), packed);
 }
 SG_INLINE void transpose(vf (&rows)[8]) {
   vf pairs[8], quads[8];

@@ -97,17 +97,34 @@ SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
   high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
 }
 
+SG_INLINE vf load_half(const std::uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
 using vi = __m512i;
+using vw = __m512i;
 using DotElement = std::int8_t;
 inline constexpr int kDotDepth = 4;
 inline constexpr int kDotOffset = 128;  // vpdpbusd takes unsigned with signed
 
 SG_INLINE vi set1_int(std::int32_t x) { return _mm512_set1_epi32(x); }
 SG_INLINE vf to_float(vi v) { return _mm512_cvtepi32_ps(v); }
-SG_INLINE vi dot(vi sums, const std::uint8_t* weights, const DotElement* x) {
+SG_INLINE vw load_wide(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+SG_INLINE void store_wide(std::uint8_t* p, vw v) { _mm512_storeu_si512(p, v); }
+SG_INLINE vw load_weights(const std::uint8_t* p) { return load_wide(p); }
+SG_INLINE void load_nibbles(const std::uint8_t* p, vw& low, vw& high) {
+  const __m512i pairs = load_wide(p), mask = _mm512_set1_epi8(15);
+  low = _mm512_and_si512(pairs, mask);
+  high = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask);
+}
+SG_INLINE vi dot(vi sums, vw weights, const DotElement* x) {
   std::int32_t quad;
   __builtin_memcpy(&quad, x, sizeof quad);
-  return _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(weights), _mm512_set1_epi32(quad));
+  return _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(quad));
+}
+SG_INLINE void store_integers(DotElement* x, vf v) {
+  const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(x), bytes);
 }
 SG_INLINE void transpose(vf (&rows)[16]) {
   vf pairs[16], quads[16], octets[16];

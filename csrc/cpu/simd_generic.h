@@ -85,17 +85,52 @@ SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
   high = reinterpret_cast<vf>(pairs & 0xffff0000u);
 }
 
+SG_INLINE vf load_half(const std::uint16_t* p) {
+  using Halves = std::uint16_t __attribute__((vector_size(8)));
+  Halves halves;
+  __builtin_memcpy(&halves, p, sizeof halves);
+  const vu bits = __builtin_convertvector(halves, vu);
+  const vu sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+  // A denormal is a whole number of 2^-24; infinity and NaN keep the largest exponent.
+  const vf small = __builtin_convertvector(reinterpret_cast<vi>(magnitude), vf) * 0x1p-24f;
+  const vu large = (magnitude << 13) + 0x38000000u;
+  const vm special = reinterpret_cast<vi>(magnitude) >= 0x7c00;
+  const vf value =
+      select(reinterpret_cast<vi>(magnitude) < 0x400, small,
+             reinterpret_cast<vf>(large | (reinterpret_cast<vu>(special) & 0x7f800000u)));
+  return reinterpret_cast<vf>(reinterpret_cast<vu>(value) | sign);
+}
+
+using vw = vi;
 using DotElement = std::int32_t;
 inline constexpr int kDotDepth = 1;
 inline constexpr int kDotOffset = 0;
 
 SG_INLINE vi set1_int(std::int32_t x) { return vi{x, x, x, x}; }
 SG_INLINE vf to_float(vi v) { return __builtin_convertvector(v, vf); }
-SG_INLINE vi dot(vi sums, const std::uint8_t* weights, const DotElement* x) {
+SG_INLINE vw load_wide(const std::uint8_t* p) {
+  vw v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+SG_INLINE void store_wide(std::uint8_t* p, vw v) { __builtin_memcpy(p, &v, sizeof v); }
+SG_INLINE vw load_weights(const std::uint8_t* p) {
   using Bytes = std::int8_t __attribute__((vector_size(4)));
   Bytes bytes;
-  __builtin_memcpy(&bytes, weights, sizeof bytes);
-  return sums + __builtin_convertvector(bytes, vi) * set1_int(*x);
+  __builtin_memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, vi);
+}
+SG_INLINE void load_nibbles(const std::uint8_t* p, vw& low, vw& high) {
+  using Bytes = std::uint8_t __attribute__((vector_size(4)));
+  Bytes pairs;
+  __builtin_memcpy(&pairs, p, sizeof pairs);
+  low = __builtin_convertvector(pairs, vi) & 15;
+  high = __builtin_convertvector(pairs, vi) >> 4;
+}
+SG_INLINE vi dot(vi sums, vw weights, const DotElement* x) { return sums + weights * set1_int(*x); }
+SG_INLINE void store_integers(DotElement* x, vf v) {
+  const vi integers = __builtin_convertvector(select(v == v, v, set1(0.0f)), vi);
+  __builtin_memcpy(x, &integers, sizeof integers);
 }
 SG_INLINE void transpose(vf (&rows)[4]) {
   for (int i = 0; i < 4; ++i) {

@@ -59,50 +59,98 @@ SG_INLINE void add_to(const Tile<R>& tile, float* p, std::int64_t stride) {
 
 // Cache lines to fetch towards L2 while a tile is computed: the next slice of B comes from L3 or
 // memory, and the hardware's prefetchers start too late for it.
+inline constexpr std::int64_t kLineBytes = 64;
 struct Prefetch {
-  const float* next;
-  int lines_per_step;  // a step is kPrefetchSteps of depth
+  const char* next;
+  int lines_per_step;  // a step is kPrefetchSteps of depth, or a group
+
+  [[gnu::always_inline]] void step() {
+    for (int i = 0; i < lines_per_step; ++i, next += kLineBytes) __builtin_prefetch(next, 0, 2);
+  }
 };
 inline constexpr int kPrefetchSteps = 8;
 inline constexpr int kLineFloats = 16;
 
+// How a panel of floating-point weights is stored: kRow elements for each step of depth.
+struct Float32 {
+  using Element = float;
+  static constexpr std::int64_t kRow = kPanel;
+  SG_INLINE void load_row(const float* p, vf& b0, vf& b1) {
+    b0 = load(p);
+    b1 = load(p + kLanes);
+  }
+};
+struct Float16 {
+  using Element = std::uint16_t;
+  static constexpr std::int64_t kRow = kPanel;
+  SG_INLINE void load_row(const std::uint16_t* p, vf& b0, vf& b1) {
+    b0 = load_half(p);
+    b1 = load_half(p + kLanes);
+  }
+};
+struct BFloat16 {
+  using Element = std::uint32_t;  // two values, a vector apart
+  static constexpr std::int64_t kRow = kLanes;
+  SG_INLINE void load_row(const std::uint32_t* p, vf& b0, vf& b1) { load_bfloat16(p, b0, b1); }
+};
+
 // tile += A[R, depth] @ panel[depth, kPanel], one chain of fused multiply-adds per element in the
 // order of depth. Rows of A are a_stride apart.
-template <int R>
-SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride, const float* panel,
-                        std::int64_t depth, Prefetch& ahead) {
+template <class Stored = Float32, int R>
+SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride,
+                        const typename Stored::Element* panel, std::int64_t depth,
+                        Prefetch& ahead) {
   // Three rows share an address register: base, base + stride, base + 2 * stride.
   constexpr int kGroups = (R + 2) / 3;
   const float* base[kGroups];
   for (int g = 0; g < kGroups; ++g) base[g] = a + 3 * g * a_stride;
   const auto step = [&](std::int64_t k) __attribute__((always_inline)) {
-    const vf b0 = load(panel);
-    const vf b1 = load(panel + kLanes);
+    vf b0, b1;
+    Stored::load_row(panel, b0, b1);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const vf x = set1(base[r / 3][(r % 3) * a_stride + k]);
       tile.c[r][0] = fma(x, b0, tile.c[r][0]);
       tile.c[r][1] = fma(x, b1, tile.c[r][1]);
     }
-    panel += kPanel;
+    panel += Stored::kRow;
   };
   std::int64_t k = 0;
   for (; k + kPrefetchSteps <= depth; k += kPrefetchSteps) {
-    for (int i = 0; i < ahead.lines_per_step; ++i, ahead.next += kLineFloats)
-      __builtin_prefetch(ahead.next, 0, 2);
+    ahead.step();
 #pragma GCC unroll 8
     for (int i = 0; i < kPrefetchSteps; ++i) step(k + i);
   }
   for (; k < depth; ++k) step(k);
 }
 
-// Calls f with a Tile of `rows` rows, in [1, kTileRows].
-template <int R = kTileRows, class F>
-SG_INLINE void with_rows(std::int64_t rows, const F& f) {
-  if constexpr (R > 1) {
-    if (rows < R) return with_rows<R - 1>(rows, f);
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// Calls f with the Constant n, in [1, N].
+template <int N, class F>
+SG_INLINE void with_constant(std::int64_t n, const F& f) {
+  if constexpr (N > 1) {
+    if (n < N) return with_constant<N - 1>(n, f);
   }
-  f(Tile<R>{});
+  f(Constant<N>{});
+}
+
+// Calls f with a Tile of `rows` rows, in [1, kTileRows].
+template <class F>
+SG_INLINE void with_rows(std::int64_t rows, const F& f) {
+  with_constant<kTileRows>(rows, [&](auto n) { f(Tile<decltype(n)::value>{}); });
+}
+
+struct Range {
+  std::int64_t begin, end;
+};
+
+// Splits [0, size) into `parts` ranges as even as possible.
+SG_INLINE std::int64_t part_begin(std::int64_t size, std::int64_t parts, std::int64_t i) {
+  return size * i / parts;
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -56,12 +56,11 @@ void check_mask(const Tensor& mask, std::int64_t batch, std::int64_t num_heads, 
         num_heads, " or 1, at least ", max_q, ", at least ", max_k, "]");
 }
 
-// A window's bound, or -1 where it excludes nothing.
+}  // namespace
+
 std::int64_t effective_bound(std::int64_t bound) {
   return bound < 0 || bound > std::numeric_limits<std::int32_t>::max() ? -1 : bound;
 }
-
-}  // namespace
 
 AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
                           const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
@@ -112,6 +111,8 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
         .weights = result.weights ? result.weights->data<float>() : nullptr,
         .cu_seqlens_q = cu_seqlens_q.data<std::int32_t>(),
         .cu_seqlens_k = cu_seqlens_k.data<std::int32_t>(),
+        .lengths_k = nullptr,
+        .cache_rows = nullptr,
         .bool_mask = bool_mask ? mask->data<std::uint8_t>() : nullptr,
         .add_mask = mask && !bool_mask ? mask->data<float>() : nullptr,
         .batch = batch,
@@ -131,6 +132,8 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
         .k_head_stride = k.stride(1),
         .v_head_stride = v.stride(1),
         .out_head_stride = result.out.stride(1),
+        .k_row_stride = 0,
+        .v_row_stride = 0,
         .lse_stride = total_q,
         .mask_batch_stride = mask_stride(0),
         .mask_head_stride = mask_stride(1),

@@ -22,42 +22,37 @@ Dims with_last(const Dims& shape, std::int64_t last) {
   return result;
 }
 
-}  // namespace
+template <class T>
+LinearArgs<T> linear_args(const Tensor& x, const PackedWeight& weight,
+                          const std::optional<Tensor>& bias, Activation activation,
+                          const std::optional<Tensor>& residual, const Tensor& out) {
+  const Rows in = as_rows("linear", "x", x);
+  return {
+      .x = x.data<T>(),
+      .weight = x.device().kind == DeviceKind::cpu ? nullptr : weight.data<T>(),
+      .bias = bias ? bias->data<T>() : nullptr,
+      .residual = residual ? residual->data<T>() : nullptr,
+      .out = out.data<T>(),
+      .rows = in.rows,
+      .in_features = weight.in_features(),
+      .out_features = weight.out_features(),
+      .x_stride = in.stride,
+      .residual_stride = residual ? as_rows("linear", "residual", *residual).stride : 0,
+      .out_stride = as_rows("linear", "out", out).stride,
+      .activation = activation,
+  };
+}
 
-PackedWeight::PackedWeight(const Tensor& weight) {
-  const Device device = weight.device();
-  const DType dtype = check_float("pack", "weight", weight);
-  check_tensor("pack", "weight", weight, dtype, {-1, -1}, device);
-  out_features_ = weight.size(0);
-  in_features_ = weight.size(1);
-  check(out_features_ > 0 && in_features_ > 0, "pack: weight is ", to_string(weight.shape()),
-        ", expected at least one row and one column");
-  if (device.kind != DeviceKind::cpu) {
-    packed_ = copy_to(weight, device, dtype);
-    return;
+template <class Id>
+void check_ids(const Tensor& ids, std::int64_t rows) {
+  const Id* id = ids.data<Id>();
+  for (std::int64_t i = 0; i < ids.numel(); ++i) {
+    if (id[i] < 0 || id[i] >= rows) [[unlikely]]
+      check(false, "gather: ids[", i, "] is ", id[i], ", expected 0 <= id < ", rows);
   }
-  isa_ = cpu::isa();
-  const std::int64_t width = cpu::kernels().panel_width;
-  packed_ = Tensor::empty({(out_features_ + width - 1) / width, in_features_, width});
-  cpu::kernels().pack({.weight = weight.data<float>(),
-                       .packed = packed_.data<float>(),
-                       .in_features = in_features_,
-                       .out_features = out_features_,
-                       .weight_stride = weight.stride(0)});
 }
 
-Tensor PackedWeight::unpack() const {
-  if (device().kind != DeviceKind::cpu) return copy_to(packed_, device(), dtype());
-  check(isa_ == cpu::isa(), "unpack: weight was packed for ", isa_, ", the ISA in use is ",
-        cpu::isa());
-  Tensor weight = Tensor::empty({out_features_, in_features_});
-  cpu::kernels().unpack({.weight = weight.data<float>(),
-                         .packed = packed_.data<float>(),
-                         .in_features = in_features_,
-                         .out_features = out_features_,
-                         .weight_stride = in_features_});
-  return weight;
-}
+}  // namespace
 
 Tensor linear(const Tensor& x, const PackedWeight& weight, const std::optional<Tensor>& bias,
               const std::string& activation, const std::optional<Tensor>& residual,
@@ -65,15 +60,15 @@ Tensor linear(const Tensor& x, const PackedWeight& weight, const std::optional<T
   const Activation parsed = parse_activation(activation);
   const DType dtype = check_float("linear", "x", x);
   const Device device = x.device();
+  const bool on_cpu = device.kind == DeviceKind::cpu;
   check(weight.device() == device, "linear: weight is on ", name(weight.device()), ", expected ",
         name(device));
-  check(device.kind != DeviceKind::cpu || weight.isa() == cpu::isa(),
-        "linear: weight was packed for ", weight.isa(), ", the ISA in use is ", cpu::isa());
-  check_type(weight.dtype() == dtype, "linear: weight has dtype ", name(weight.dtype()),
-             ", expected ", name(dtype));
+  weight.check_isa("linear");
+  check_type(on_cpu || std::string(name(weight.type())) == name(dtype), "linear: weight has dtype ",
+             name(weight.type()), ", expected ", name(dtype));
   check(x.dim() >= 1 && x.size(-1) == weight.in_features(), "linear: x is ", to_string(x.shape()),
         ", expected the weight's ", weight.in_features(), " input features in the last dimension");
-  const Dims shape = with_last(x.shape(), weight.out_features());
+  const Dims shape = with_last(x.shape(), weight.out_features() / (weight.format().gated ? 2 : 1));
   if (bias) check_tensor("linear", "bias", *bias, dtype, {weight.out_features()}, device);
   if (residual) check_tensor("linear", "residual", *residual, dtype, shape, device);
   const Tensor result = resolve_out("linear", std::move(out), dtype, shape, device);
@@ -81,28 +76,55 @@ Tensor linear(const Tensor& x, const PackedWeight& weight, const std::optional<T
   if (bias) check_overlap("linear", result, "bias", *bias, false);
   if (residual) check_overlap("linear", result, "residual", *residual, true);
 
-  const Rows in = as_rows("linear", "x", x);
-  const Rows to = as_rows("linear", "out", result);
-  const std::int64_t residual_stride =
-      residual ? as_rows("linear", "residual", *residual).stride : 0;
-  if (in.rows == 0) return result;
+  if (on_cpu) {
+    const LinearArgs<float> args = linear_args<float>(x, weight, bias, parsed, residual, result);
+    if (args.rows == 0) return result;
+    const std::int64_t bytes =
+        cpu::kernels().linear_workspace(weight.format(), args.rows, args.in_features);
+    const Tensor workspace = Tensor::empty({bytes}, DType::int8);
+    cpu::kernels().linear({.linear = args,
+                           .format = weight.format(),
+                           .panels = weight.data<void>(),
+                           .workspace = workspace.raw()});
+    return result;
+  }
   dispatch(dtype, [&]<class T>(T) {
-    const LinearArgs<T> args{
-        .x = x.data<T>(),
-        .weight = weight.data<T>(),
-        .bias = bias ? bias->data<T>() : nullptr,
-        .residual = residual ? residual->data<T>() : nullptr,
-        .out = result.data<T>(),
-        .rows = in.rows,
-        .in_features = weight.in_features(),
-        .out_features = weight.out_features(),
-        .x_stride = in.stride,
-        .residual_stride = residual_stride,
-        .out_stride = to.stride,
-        .activation = parsed,
-    };
-    run_kernel<T>(device, args, &cpu::Kernels::linear, &cuda::Kernels<T>::linear);
+    const LinearArgs<T> args = linear_args<T>(x, weight, bias, parsed, residual, result);
+    if (args.rows > 0) cuda::kernels<T>(device).linear(args, current_stream(device));
   });
+  return result;
+}
+
+Tensor gather(const PackedWeight& weight, const Tensor& ids, double scale,
+              const std::optional<Tensor>& residual, std::optional<Tensor> out) {
+  const char* op = "gather";
+  check(weight.device().kind == DeviceKind::cpu, op, ": weight is on ", name(weight.device()),
+        ", expected cpu");
+  weight.check_isa(op);
+  check_type(ids.dtype() == DType::int32 || ids.dtype() == DType::int64, op, ": ids has dtype ",
+             name(ids.dtype()), ", expected int32 or int64");
+  check_tensor(op, "ids", ids, ids.dtype(), {-1});
+  if (ids.dtype() == DType::int64)
+    check_ids<std::int64_t>(ids, weight.out_features());
+  else
+    check_ids<std::int32_t>(ids, weight.out_features());
+  const Dims shape = {ids.size(0), weight.in_features()};
+  if (residual) check_tensor(op, "residual", *residual, DType::float32, shape);
+  Tensor result = resolve_out(op, std::move(out), DType::float32, shape);
+  check_overlap(op, result, "ids", ids, false);
+  if (residual) check_overlap(op, result, "residual", *residual, true);
+  cpu::kernels().gather({.packed = weight.data<void>(),
+                         .format = weight.format(),
+                         .in_features = weight.in_features(),
+                         .out_features = weight.out_features(),
+                         .ids = ids.raw(),
+                         .ids_are_int64 = ids.dtype() == DType::int64,
+                         .scale = static_cast<float>(scale),
+                         .residual = residual ? residual->data<float>() : nullptr,
+                         .out = result.data<float>(),
+                         .tokens = ids.size(0),
+                         .residual_stride = residual ? residual->stride(0) : 0,
+                         .out_stride = result.stride(0)});
   return result;
 }
 

@@ -150,7 +150,14 @@ class PackedWeight:
     def shape(self) -> tuple[int, int]:
         """`(out_features, in_features)`."""
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """float32, float16, bfloat16, int8 or int4."""
+    @property
+    def group_size(self) -> int:
+        """Of integers: how many of a row share a scale; 0 where all of it do."""
+    @property
+    def gated(self) -> bool:
+        """Whether the rows are [gate; up]."""
     @property
     def nbytes(self) -> int: ...
     @property
@@ -160,9 +167,18 @@ class PackedWeight:
         """The one whose kernels read it; None but on the CPU."""
 
     def unpack(self) -> Tensor:
-        """The weight as it was given, `[out_features, in_features]`, bit for bit.
+        """`[out_features, in_features]`, on the CPU as float32.
 
-        Raises ValueError when another ISA is in use.
+        The weight that was packed, bit for bit where its dtype was kept or widened; of integers
+        what they stand for. Raises ValueError when another ISA is in use.
+        """
+
+    def quantized(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(values, scales, minimums) of an int8 or int4 weight as stored, for `ops.pack_groups`.
+
+        values: int8 `[out_features, in_features]`; scales: float32 `[out_features]`, or float16
+        `[out_features, in_features / 32]` as are minimums, None where there are none. Raises
+        ValueError for another dtype and when another ISA is in use.
         """
 
 @final
@@ -223,7 +239,17 @@ def cached_bytes() -> int:
 def release_cached() -> None:
     """Give the memory kept for the next tensors back to the system."""
 
-def pack(weight: Array) -> PackedWeight: ...
+def pack(weight: Array, dtype: str | None, gated: bool) -> PackedWeight: ...
+def pack_groups(
+    values: Array, scales: Array, minimums: Array | None, bits: int, gated: bool
+) -> PackedWeight: ...
+def gather(
+    weight: PackedWeight,
+    ids: SameArray,
+    scale: float,
+    residual: Array | None,
+    out: Array | None,
+) -> SameArray: ...
 def linear(
     x: SameArray,
     weight: PackedWeight,
@@ -247,6 +273,19 @@ def attention(
     return_weights: bool,
     out: Array | None,
 ) -> Array | tuple[Array, ...]: ...
+def cached_attention(
+    q: SameArray,
+    k_cache: Array,
+    v_cache: Array,
+    cu_seqlens_q: Array,
+    lengths_k: Array,
+    cache_rows: Array | None,
+    scale: float | None,
+    window: tuple[int, int],
+    causal: bool,
+    softcap: float,
+    out: Array | None,
+) -> SameArray: ...
 def add_layer_norm(
     x: SameArray,
     residual: Array | None,
@@ -297,3 +336,29 @@ def recurrent_cell(
 def softmax(x: SameArray, out: Array | None) -> SameArray: ...
 def pool(x: SameArray, cu_seqlens: Array, mode: str, out: Array | None) -> SameArray: ...
 def normalize(x: SameArray, eps: float, out: Array | None) -> SameArray: ...
+def penalize(logits: SameArray, ids: Array, cu_ids: Array, penalty: float) -> SameArray: ...
+def rotary(
+    qkv: SameArray,
+    cu_seqlens: Array,
+    starts: Array,
+    k_cache: Array,
+    v_cache: Array,
+    num_heads: int,
+    cos: Array | None,
+    sin: Array | None,
+    q_norm: Array | None,
+    k_norm: Array | None,
+    eps: float,
+    interleaved: bool,
+    cache_rows: Array | None,
+    out: Array | None,
+) -> SameArray: ...
+def sample(
+    logits: SameArray,
+    random: Array,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+) -> SameArray: ...
+def token_logprobs(logits: SameArray, ids: Array) -> SameArray: ...

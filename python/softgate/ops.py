@@ -20,19 +20,54 @@ from softgate._core import PackedWeight, RecurrentWeight
 from softgate._typing import Array, SameArray
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu"]
+WeightType = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 Pooling = Literal["mean", "cls", "max", "last"]
 RecurrentKind = Literal["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
 Direction = Literal["forward", "reverse", "bidirectional"]
 RecurrentWeights = RecurrentWeight | tuple[RecurrentWeight, RecurrentWeight]
 
 
-def pack(weight: Array) -> PackedWeight:
-    """Lay out a weight for `linear` on its device, on the CPU for the ISA in use.
+def pack(weight: Array, *, dtype: WeightType | None = None, gated: bool = False) -> PackedWeight:
+    """Lay out a weight for `linear` and `gather` on its device, on the CPU for the ISA in use.
 
-    weight: `[out_features, in_features]`, float32, or float16 or bfloat16 on a device other than
-    the CPU; `PackedWeight.unpack()` gives it back bit for bit.
+    weight: `[out_features, in_features]`, float32, float16 or bfloat16. On a device other than the
+    CPU it keeps its dtype; on the CPU `dtype`, by default the weight's own, says how it is stored:
+
+    - "float32";
+    - "bfloat16", "float16": rounded to nearest even, widened when read, computed with in float32;
+    - "int8": a scale for each row, symmetric to its largest magnitude. `linear` quantises each row
+      of x in the same way;
+    - "int4": 0 to 15, with a float16 scale and minimum for each group of 32 along in_features,
+      which must be a multiple of 32. `linear` quantises x to 8 bits, symmetrically, per group.
+
+    `gated`: the rows are [gate; up], half of them each; see `linear`.
+
+    Raises ValueError for an unknown dtype, for one that is not the weight's on a device, for an odd
+    number of rows where gated, and where integers cannot hold the weight: NaN, infinity, numbers
+    beyond float16 in "int4", more than 2**17 columns.
     """
-    return _core.pack(weight)
+    return _core.pack(weight, dtype, gated)
+
+
+def pack_groups(
+    values: Array,
+    scales: Array,
+    minimums: Array | None = None,
+    *,
+    bits: Literal[4, 8],
+    gated: bool = False,
+) -> PackedWeight:
+    """Lay out a weight that is quantised already: `scale * value + minimum`. CPU only.
+
+    values: int8 `[out_features, in_features]`, from 0 to 15 where bits is 4. scales, minimums:
+    float32 or float16 `[out_features, in_features / 32]`, kept as float16 (rounded to nearest even
+    if need be); where bits is 8, scales may also be float32 `[out_features]`, one for each row, and
+    minimums None. `PackedWeight.quantized()` gives all of them back, exactly as stored.
+
+    Raises ValueError for values and scales out of range, an in_features that is not a multiple of
+    32 where there are groups, and shapes that do not fit each other.
+    """
+    return _core.pack_groups(values, scales, minimums, bits, gated)
 
 
 def linear(
@@ -44,11 +79,17 @@ def linear(
     residual: Array | None = None,
     out: Array | None = None,
 ) -> SameArray:
-    """`activation(x @ weight.T + bias) + residual`.
+    """`activation(x @ weight.T + bias) + residual`, or for a gated weight
+    `activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias) + residual`.
 
     x: `[..., in_features]`; bias: `[out_features]`; residual and the result:
-    `[..., out_features]`; all of the weight's device and dtype. "gelu" is the exact form with erf,
-    "gelu_tanh" the approximation of Hendrycks & Gimpel 2016. `out` may be `residual`, never `x`.
+    `[..., out_features]`, half of that for a gated weight; all on the weight's device, on the CPU
+    float32, elsewhere of the weight's dtype. "gelu" is the exact form with erf, "gelu_tanh" the
+    approximation of Hendrycks & Gimpel 2016. `out` may be `residual`, never `x`.
+
+    With an integer weight x is rounded to multiples of its largest magnitude / 127, per row or per
+    group of 32 as the weight's scales are, and the integers' products are summed exactly
+    (`csrc/ops/linear.h` has the formula). A NaN or an infinity in x makes its whole row NaN.
 
     A row's result does not depend on the other rows or on the number of threads.
 
@@ -56,6 +97,26 @@ def linear(
     device.
     """
     return _core.linear(x, weight, bias, activation, residual, out)
+
+
+def gather(
+    weight: PackedWeight,
+    ids: SameArray,
+    *,
+    scale: float = 1.0,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> SameArray:
+    """`scale * weight[ids] + residual`: rows of a packed weight, such as tied embeddings. CPU only.
+
+    ids: int32 or int64 `[tokens]`; residual and the result: float32 `[tokens, in_features]`. Rows
+    come as `PackedWeight.unpack()` gives them. `out` may be `residual`. The result is a NumPy array
+    when `ids` is one.
+
+    Raises ValueError for an id outside the weight and when `weight` was packed for another ISA or
+    device.
+    """
+    return _core.gather(weight, ids, scale, residual, out)
 
 
 def attention(
@@ -95,6 +156,39 @@ def attention(
     return _core.attention(
         q, k, v, cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k,
         scale, causal, window, mask, softcap, return_lse, return_weights, out,
+    )  # fmt: skip
+
+
+def cached_attention(
+    q: SameArray,
+    k_cache: Array,
+    v_cache: Array,
+    cu_seqlens_q: Array,
+    lengths_k: Array,
+    *,
+    cache_rows: Array | None = None,
+    scale: float | None = None,
+    window: tuple[int, int] = (-1, -1),
+    causal: bool = True,
+    softcap: float = 0.0,
+    out: Array | None = None,
+) -> SameArray:
+    """`attention` of a packed batch to the keys and values in a cache.
+
+    q and the result: float32 `[total_q, num_heads, head_dim]`; k_cache, v_cache:
+    `[rows, capacity, num_kv_heads, head_dim]`; lengths_k: int32 `[batch]`, the keys of each
+    sequence, those of its queries among them. Sequence b reads the first `lengths_k[b]` keys of row
+    `cache_rows[b]` (int32 `[batch]`, in which rows may repeat; row b when not given); what lies
+    behind them may be anything. Heads, head_dim, scale, window, causal and softcap as in
+    `attention`: the last query of a sequence stands at its last key.
+
+    A sequence's result does not depend on the others or on the number of threads.
+
+    Raises ValueError for a length beyond the capacity and a row outside the cache.
+    """
+    return _core.cached_attention(
+        q, k_cache, v_cache, cu_seqlens_q, lengths_k, cache_rows, scale, window, causal, softcap,
+        out,
     )  # fmt: skip
 
 
@@ -159,6 +253,18 @@ def softmax(x: SameArray, *, out: Array | None = None) -> SameArray:
     x and the result: float32 `[..., columns]`; `out` may be `x`.
     """
     return _core.softmax(x, out)
+
+
+def penalize(logits: SameArray, ids: Array, cu_ids: Array, penalty: float) -> SameArray:
+    """Repetition penalty (Keskar et al. 2019), in place: logits of the ids that row b has seen,
+    `ids[cu_ids[b]:cu_ids[b + 1]]`, are divided by `penalty` if positive, else multiplied by it.
+
+    logits, which are returned: float32 `[batch, vocab]`; ids: int32, each counted once in a row;
+    cu_ids: int32 `[batch + 1]`. A penalty above 1 makes the ids less likely.
+
+    Raises ValueError for an id outside the vocabulary and a penalty that is not positive.
+    """
+    return _core.penalize(logits, ids, cu_ids, penalty)
 
 
 def pool(
@@ -319,3 +425,85 @@ def lstm_cell(
     """
     result: tuple[SameArray, SameArray] = _core.recurrent_cell("lstm_cell", x, weight, h, c)
     return result
+
+
+def rotary(
+    qkv: SameArray,
+    cu_seqlens: Array,
+    starts: Array,
+    k_cache: Array,
+    v_cache: Array,
+    *,
+    num_heads: int,
+    cos: Array | None = None,
+    sin: Array | None = None,
+    q_norm: Array | None = None,
+    k_norm: Array | None = None,
+    eps: float = 1e-6,
+    interleaved: bool = False,
+    cache_rows: Array | None = None,
+    out: Array | None = None,
+) -> SameArray:
+    """The step between an attention layer's projection and its attention: split into heads, norm
+    and rotate queries and keys, append keys and values to the cache. Returns the queries.
+
+    qkv: float32 `[total, (num_heads + 2 * num_kv_heads) * head_dim]`, the heads of q, of k, of v;
+    k_cache, v_cache: `[rows, capacity, num_kv_heads, head_dim]`; the result:
+    `[total, num_heads, head_dim]`. starts: int32 `[batch]`, the tokens that each sequence has in
+    the cache: its token i stands at position `p = starts[b] + i` and is written to
+    `k_cache[r, p]` and `v_cache[r, p]`, r being `cache_rows[b]` (int32 `[batch]`), or b when not
+    given.
+
+    With q_norm or k_norm, `[head_dim]`, every head of q or k gets that RMS norm first. With cos and
+    sin, `[max_positions, rotary_dim / 2]`, the first rotary_dim elements of a head of q and k are
+    then rotated (Su et al. 2021): a pair (a, b) becomes `(a cos[p] - b sin[p],
+    b cos[p] + a sin[p])`. Pairs are elements (i, i + rotary_dim / 2), or (2i, 2i + 1) if
+    `interleaved`.
+
+    Raises ValueError for positions beyond the capacity or beyond cos, for rows outside the cache
+    and for one that two sequences would write.
+    """
+    return _core.rotary(
+        qkv, cu_seqlens, starts, k_cache, v_cache, num_heads, cos, sin, q_norm, k_norm, eps,
+        interleaved, cache_rows, out,
+    )  # fmt: skip
+
+
+def sample(
+    logits: SameArray,
+    random: Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> SameArray:
+    """Draw a token for each row: int32 `[batch]`.
+
+    logits: float32 `[batch, vocab]`; random: float32 `[batch]`, in [0, 1). Logits are divided by
+    `temperature`, then tokens are left out, in this order, as Hugging Face's `generate` does:
+
+    - all but the `top_k` largest, unless 0;
+    - all but the fewest of the most probable ones that together reach `top_p` (Holtzman et al.
+      2020), in terms of what top_k left, unless 1;
+    - those less than `min_p` times as probable as the most probable one (Nguyen et al. 2024).
+
+    Tokens equal to the last one kept are kept too. Of the rest, in the order of ids, the first one
+    is taken at which the summed probability exceeds `random`. Temperature 0 takes the largest
+    logit, the lowest id of equals, and looks at nothing else.
+
+    Raises ValueError for settings or random numbers outside their ranges, and for a row with a NaN
+    or a logit of +inf, or with no logit above -inf.
+    """
+    return _core.sample(logits, random, temperature, top_k, top_p, min_p)
+
+
+def token_logprobs(logits: SameArray, ids: Array) -> SameArray:
+    """The log-probability of one token for each row: float32 `[rows]`.
+
+    logits: float32 `[rows, vocab]`; ids: int32 `[rows]`. A row with a NaN or +inf, or with nothing
+    above -inf, gives NaN.
+
+    Raises ValueError for an id outside the vocabulary.
+    """
+    return _core.token_logprobs(logits, ids)

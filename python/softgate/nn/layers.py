@@ -14,16 +14,28 @@ from softgate.nn.module import Module, Parameter
 
 
 class Linear(Module):
-    """`activation(x @ weight.T + bias) + residual`, the weight packed for the CPU in use."""
+    """`activation(x @ weight.T + bias) + residual`, the weight packed for the CPU in use.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        self.weight = Parameter(out_features, in_features, packed=True)
+    dtype: how it is stored, see `ops.pack`. gated: the weight's rows, and the bias, are [gate; up],
+    half of out_features each, and the result is `activation(gate) * up + residual`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: ops.WeightType = "float32",
+        gated: bool = False,
+    ) -> None:
+        self.weight = Parameter(out_features, in_features, packed=True, dtype=dtype, gated=gated)
         self.bias = Parameter(out_features, init=0.0) if bias else None
 
     def forward(
         self, x: Tensor, *, activation: ops.Activation = "none", residual: Tensor | None = None
     ) -> Tensor:
-        """x: `[..., in_features]`; residual and the result: `[..., out_features]`."""
+        """x: `[..., in_features]`; residual and the result: `[..., out_features]`, or half."""
         bias = None if self.bias is None else self.bias.value
         return ops.linear(x, self.weight.value, bias, activation=activation, residual=residual)
 
@@ -92,16 +104,23 @@ class Attention(Module):
 
 
 class FeedForward(Module):
-    """Two products with an activation between them."""
+    """Two products with an activation between them, or `down(activation(gate(x)) * up(x))`."""
 
     def __init__(
-        self, hidden_size: int, intermediate_size: int, activation: ops.Activation
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: ops.Activation,
+        *,
+        gated: bool = False,
+        bias: bool = True,
     ) -> None:
         self.activation = activation
-        self.up = Linear(hidden_size, intermediate_size)
-        self.down = Linear(intermediate_size, hidden_size)
+        width = 2 * intermediate_size if gated else intermediate_size
+        self.up = Linear(hidden_size, width, bias, gated=gated)
+        self.down = Linear(intermediate_size, hidden_size, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x and the result: `[total_tokens, hidden_size]`."""
-        y: Tensor = self.down(self.up(x, activation=self.activation))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x, residual, which is added, and the result: `[total_tokens, hidden_size]`."""
+        y: Tensor = self.down(self.up(x, activation=self.activation), residual=residual)
         return y

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +18,88 @@ FloatArray = npt.NDArray[np.float32]
 class Parameter:
     """A float32 array of known shape, which `load_state_dict` or `init_weights` fills.
 
-    A packed one is laid out for `ops.linear` when it is filled, and only then kept.
+    A packed one is laid out for `ops.linear` when it is filled, and only then kept: as `dtype`,
+    which may have fewer bits, and with the rows [gate; up] when `gated`; see `ops.pack`.
     """
 
-    def __init__(self, *shape: int, packed: bool = False, init: float | None = None) -> None:
+    def __init__(
+        self,
+        *shape: int,
+        packed: bool = False,
+        init: float | None = None,
+        dtype: ops.WeightType = "float32",
+        gated: bool = False,
+    ) -> None:
         self.shape = shape
         self.packed = packed
         self.init = init  # a constant; None draws from a normal distribution
+        self.dtype = dtype
+        self.gated = gated
         self.value: Any = None  # Tensor, or PackedWeight when packed
 
-    def fill(self, array: FloatArray) -> None:
-        """Copy `array` in. It must have the parameter's shape."""
+    def fill(self, array: FloatArray, dtype: ops.WeightType | None = None) -> None:
+        """Copy `array` in. It must have the parameter's shape. dtype: instead of the parameter's,
+        from now on, of a packed one."""
         array = self._checked(array)
         if self.packed:
-            self.value = ops.pack(array)
+            self.dtype = dtype or self.dtype
+            self.value = ops.pack(array, dtype=self.dtype, gated=self.gated)
         else:
             tensor = Tensor.empty(self.shape)
             tensor.numpy()[...] = array
             self.value = tensor
 
+    def fill_quantized(
+        self,
+        values: npt.NDArray[np.int8],
+        scales: FloatArray,
+        minimums: FloatArray | None = None,
+        *,
+        bits: Literal[4, 8],
+    ) -> None:
+        """Copy a quantised weight in, as `ops.pack_groups` takes it. For a packed one only."""
+        if values.shape != self.shape:
+            raise ValueError(
+                f"parameter has shape {list(values.shape)}, expected {list(self.shape)}"
+            )
+        self.value = ops.pack_groups(values, scales, minimums, bits=bits, gated=self.gated)
+        self.dtype = "int4" if bits == 4 else "int8"
+
     def numpy(self) -> FloatArray:
-        """The values, as they were filled in: a view, or a fresh array when packed."""
+        """The values, as they were filled in, or what fewer bits kept of them: a view, or a fresh
+        array when packed."""
         value = self.value
         array: FloatArray = (value.unpack() if isinstance(value, PackedWeight) else value).numpy()
         return array
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What may follow the parameter's name in a `state_dict`."""
+        return ("", ".values", ".scales", ".minimums") if self.packed else ("",)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """What `load_state` takes, by what follows the parameter's name: {"": values}, or of a
+        quantised weight ".values", ".scales" and perhaps ".minimums", exactly as stored. 4-bit
+        values are uint8 `[rows, columns / 2]`, the even column in the lower half.
+        """
+        if not _is_quantized(self.value):
+            return {"": self.numpy()}
+        values, scales, minimums = self.value.quantized()
+        parts = {".values": values.numpy(), ".scales": scales.numpy()}
+        if self.value.dtype == "int4":
+            parts[".values"] = _to_nibbles(parts[".values"])
+        return parts if minimums is None else parts | {".minimums": minimums.numpy()}
+
+    def load_state(self, parts: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Fill from floats, rounded to the parameter's dtype, or from a quantised weight."""
+        if "" in parts:
+            self.fill(parts[""])
+            return
+        values = parts[".values"]
+        bits: Literal[4, 8] = 4 if values.dtype == np.uint8 else 8
+        if bits == 4:
+            values = _from_nibbles(values)
+        self.fill_quantized(values, parts[".scales"], parts.get(".minimums"), bits=bits)
 
     def _checked(self, array: FloatArray) -> FloatArray:
         if array.shape != self.shape:
@@ -80,28 +138,39 @@ class Module:
         kept = {id(value): value for value in values if value is not None}  # some share theirs
         return sum(int(value.nbytes) for value in kept.values())
 
-    def state_dict(self) -> dict[str, FloatArray]:
-        """All parameters by name."""
-        return {name: parameter.numpy() for name, parameter in self.named_parameters()}
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """All parameters by name; a quantised weight is up to three arrays, `weight.values`,
+        `weight.scales` and `weight.minimums` (see `Parameter.state`)."""
+        return {
+            name + part: array
+            for name, parameter in self.named_parameters()
+            for part, array in parameter.state().items()
+        }
 
-    def load_state_dict(self, state: Mapping[str, FloatArray]) -> None:
+    def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Fill every parameter from `state`, whose keys are those of `state_dict`.
+
+        A packed parameter takes floats, rounded to its dtype, or a quantised weight, bit for bit.
 
         Raises ValueError that lists missing, unexpected and mis-shaped keys, before anything is
         changed.
         """
         parameters = dict(self.named_parameters())
-        problems = [f"missing: {name}" for name in parameters if name not in state]
-        problems += [f"unexpected: {name}" for name in state if name not in parameters]
-        problems += [
-            f"mis-shaped: {name} is {list(state[name].shape)}, expected {list(parameter.shape)}"
+        parts = {
+            name: {part: state[name + part] for part in parameter.parts if name + part in state}
             for name, parameter in parameters.items()
-            if name in state and tuple(state[name].shape) != parameter.shape
-        ]
+        }
+        known = {name + part for name, found in parts.items() for part in found}
+        problems = [f"unexpected: {name}" for name in state if name not in known]
+        for name, parameter in parameters.items():
+            problems += _problems(name, parameter, parts[name])
+        problems.sort(
+            key=lambda text: ("missing", "unexpected", "mis-shaped").index(text.split(":")[0])
+        )
         if problems:
             raise ValueError("state does not fit the model:\n  " + "\n  ".join(problems))
         for name, parameter in parameters.items():
-            parameter.fill(state[name])
+            parameter.load_state(parts[name])
 
     def init_weights(self, seed: int = 0, std: float = 0.02) -> None:
         """Fill every parameter: norms with 1, biases with 0, the rest from normal(0, std)."""
@@ -113,6 +182,53 @@ class Module:
             else:
                 values = np.full(parameter.shape, parameter.init, dtype=np.float32)
             parameter.fill(values)
+
+
+def _problems(
+    name: str, parameter: Parameter, parts: Mapping[str, npt.NDArray[Any]]
+) -> Iterator[str]:
+    """Why these parts do not fill the parameter."""
+    shape = parameter.shape
+    if "" in parts:
+        expected = {"": [shape]}
+    elif ".values" not in parts:
+        yield f"missing: {name}"
+        return
+    else:
+        rows, columns = shape
+        nibbles = parts[".values"].dtype == np.uint8
+        groups = (rows, columns // 32)
+        expected = {
+            ".values": [(rows, columns // 2)] if nibbles else [shape],
+            ".scales": [groups] if nibbles or ".minimums" in parts else [(rows,), groups],
+        }
+        if ".minimums" in parts:
+            expected[".minimums"] = [groups]
+    yield from (f"unexpected: {name}{part}" for part in parts if part not in expected)
+    for part, shapes in expected.items():
+        if part not in parts:
+            yield f"missing: {name}{part}"
+        elif parts[part].shape not in shapes:
+            wanted = " or ".join(str(list(one)) for one in shapes)
+            yield f"mis-shaped: {name}{part} is {list(parts[part].shape)}, expected {wanted}"
+
+
+def _is_quantized(value: Any) -> bool:
+    return isinstance(value, PackedWeight) and value.dtype in ("int8", "int4")
+
+
+def _to_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    pairs = values.view(np.uint8)
+    low, high = pairs[:, 0::2], pairs[:, 1::2]
+    nibbles: npt.NDArray[np.uint8] = low | high << np.uint8(4)
+    return nibbles
+
+
+def _from_nibbles(pairs: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+    values = np.empty((len(pairs), 2 * pairs.shape[1]), dtype=np.int8)
+    values[:, 0::2] = pairs & 15
+    values[:, 1::2] = pairs >> 4
+    return values
 
 
 def _numbered(name: str, value: Any) -> Iterator[tuple[str, Any]]:

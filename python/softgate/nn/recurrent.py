@@ -25,7 +25,11 @@ class _RecurrentParameter(Parameter):
         self._pack = pack
         self._name = name
 
-    def fill(self, array: FloatArray) -> None:
+    def fill(self, array: FloatArray, dtype: ops.WeightType | None = None) -> None:
+        if dtype not in (None, "float32"):
+            raise ValueError(
+                f"parameter of a recurrent layer: dtype is {dtype!r}, expected float32"
+            )
         self._pack.fill(self._name, self._checked(array))
 
     def numpy(self) -> FloatArray:

@@ -1,0 +1,61 @@
+// Products of 8-bit integers: rows of floats quantised on the way, and the register block.
+#pragma once
+
+#include "cpu/rows.h"
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+// From values of at most `largest` to integers of at most 127; what is so small that the factor
+// would be infinite becomes zero.
+SG_INLINE float int8_factor(float largest) { return largest > 1e-36f ? 127.0f / largest : 0.0f; }
+
+struct Quantised {
+  float scale;         // value = scale * integer; NaN once a value is not finite
+  float total;         // of the integers, likewise
+  std::int32_t start;  // what takes kDotOffset of the weights away again
+};
+
+// x[n], symmetrically to its largest magnitude, as integers to `to`, and zeros up to `padded`, a
+// multiple of kLanes. The total is exact up to n = 2^17: 127 times that is less than 2^24.
+SG_INLINE Quantised quantise(const float* x, std::int64_t n, DotElement* to, std::int64_t padded) {
+  vf largest = zero(), total = zero();
+  for_each_vector(
+      n, [&](std::int64_t i, auto lanes) { largest = max(abs(load(x + i, lanes)), largest); });
+  const float bound = hmax(largest);
+  const vf factor = set1(int8_factor(bound));
+  for_each_vector(n, [&](std::int64_t i, auto lanes) {
+    const vf value = round(mul(load(x + i, lanes), factor));  // NaN for infinity, times zero
+    store_integers(to + i, value);
+    total = add(total, value);
+  });
+  for (std::int64_t i = ceil_div(n, kLanes) * kLanes; i < padded; i += kLanes)
+    store_integers(to + i, zero());
+  const float sum_of_all = sum(total);
+  if (sum_of_all != sum_of_all) return {sum_of_all, sum_of_all, 0};
+  return {bound / 127.0f, sum_of_all, -kDotOffset * static_cast<std::int32_t>(sum_of_all)};
+}
+
+// sums[R][2] += R rows of x, `stride` elements apart, times `steps` steps of a panel, each of
+// kDotDepth. load(step, w0, w1) gives a step's weights.
+template <int R, class Load>
+SG_INLINE void add_dots(vi (&sums)[R][2], const DotElement* x, std::int64_t stride,
+                        std::int64_t steps, const Load& load_step) {
+  // Three rows share an address register: base, base + stride, base + 2 * stride.
+  constexpr int kGroups = (R + 2) / 3;
+  const DotElement* base[kGroups];
+#pragma GCC unroll 16
+  for (int g = 0; g < kGroups; ++g) base[g] = x + 3 * g * stride;
+#pragma GCC unroll 8
+  for (std::int64_t step = 0; step < steps; ++step) {
+    vw w0, w1;
+    load_step(step, w0, w1);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const DotElement* elements = base[r / 3] + (r % 3) * stride + step * kDotDepth;
+      sums[r][0] = dot(sums[r][0], w0, elements);
+      sums[r][1] = dot(sums[r][1], w1, elements);
+    }
+  }
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

@@ -1,0 +1,290 @@
+// linear on integer weights: rows of x are quantised first, then multiplied in integers.
+#include "cpu/dot.h"
+#include "cpu/kernels.h"
+#include "cpu/linear_task.h"
+
+namespace softgate::cpu::SOFTGATE_ISA {
+
+std::int64_t linear_workspace(const PanelFormat& format, std::int64_t rows,
+                              std::int64_t in_features);
+
+namespace {
+
+// x in integers, in a workspace: a row is `stretches` stretches with a scale each.
+class QuantisedRows {
+ public:
+  QuantisedRows(const PanelFormat& format, std::int64_t rows, std::int64_t in_features)
+      : rows_(rows),
+        in_features_(in_features),
+        length_(format.grouped ? kGroupSize : in_features),
+        stretches_(in_features / length_),
+        // Whole vectors, and rows that do not all fall into the same sets of the cache.
+        stride_(ceil_div(in_features, kLanes) * kLanes + kLineBytes) {}
+
+  std::int64_t bytes() const { return rows_ * (stride_ * kElement + stretches_ * 3 * kFloat); }
+
+  void fill(const LinearArgs<float>& args, void* workspace) {
+    scales_ = static_cast<float*>(workspace);
+    totals_ = scales_ + rows_ * stretches_;
+    starts_ = reinterpret_cast<std::int32_t*>(totals_ + rows_ * stretches_);
+    values_ = reinterpret_cast<DotElement*>(starts_ + rows_ * stretches_);
+    for_each_row_range(rows_, in_features_ * kFloat, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; ++row) fill_row(args.x + row * args.x_stride, row);
+    });
+  }
+
+  std::int64_t row_bytes() const { return stride_ * kElement; }
+  std::int64_t stride() const { return stride_; }
+  std::int64_t stretches() const { return stretches_; }
+  const DotElement* values(std::int64_t row) const { return values_ + row * stride_; }
+  const float* scales(std::int64_t row) const { return scales_ + row * stretches_; }
+  const float* totals(std::int64_t row) const { return totals_ + row * stretches_; }
+  const std::int32_t* starts(std::int64_t row) const { return starts_ + row * stretches_; }
+
+ private:
+  static constexpr std::int64_t kElement = sizeof(DotElement);
+
+  void fill_row(const float* x, std::int64_t row) {
+    DotElement* to = values_ + row * stride_;
+    if (length_ == kGroupSize && stretches_ * kGroupSize == in_features_) {
+      for (std::int64_t g = 0; g < stretches_; ++g)
+        keep_result(quantise(x + g * kGroupSize, kGroupSize, to + g * kGroupSize, kGroupSize), row,
+                    g);
+    } else {
+      keep_result(quantise(x, in_features_, to, ceil_div(in_features_, kLanes) * kLanes), row, 0);
+    }
+  }
+
+  void keep_result(const Quantised& result, std::int64_t row, std::int64_t stretch) {
+    const std::int64_t i = row * stretches_ + stretch;
+    scales_[i] = result.scale;
+    totals_[i] = result.scale * result.total;
+    starts_[i] = result.start;
+  }
+
+  std::int64_t rows_, in_features_, length_, stretches_, stride_;
+  float *scales_ = nullptr, *totals_ = nullptr;  // scale * total
+  std::int32_t* starts_ = nullptr;
+  DotElement* values_ = nullptr;
+};
+
+constexpr std::int64_t kStepBytes = kPanel * kDotDepth;
+constexpr std::int64_t kHalfStepBytes = kStepBytes / 2;
+constexpr std::int64_t kWideBytes = sizeof(vw);
+constexpr std::int64_t kSliceBytes = 20 * 1024;
+
+SG_INLINE const std::uint8_t* as_bytes(const char* p) {
+  return reinterpret_cast<const std::uint8_t*>(p);
+}
+
+// int8 with a scale per row: integer sums over the whole depth.
+class RowProduct {
+ public:
+  static constexpr std::int64_t kHeadBytes = kPanel * kFloat;
+  static constexpr std::int64_t kUnitBytes = kStepBytes;
+  static constexpr std::int64_t kWideUnitBytes = 0;
+  static constexpr std::int64_t kStepUnits = 8;
+  static constexpr std::int64_t kSliceUnits = kSliceBytes / kUnitBytes;
+
+  RowProduct(const QuantisedRows& x, std::int64_t in_features)
+      : x_(x), units_(ceil_div(in_features, kDotDepth)) {}
+
+  std::int64_t units() const { return units_; }
+  std::int64_t row_bytes() const { return x_.row_bytes(); }
+
+  template <int R, bool>
+  void multiply(const Part& part, Prefetch& ahead) const {
+    vi sums[R][2];
+    auto* carried = reinterpret_cast<std::uint8_t*>(part.sums);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      for (int j = 0; j < 2; ++j)
+        sums[r][j] = part.is_first ? set1_int(*x_.starts(part.row + r))
+                                   : load_wide(carried + (2 * r + j) * kWideBytes);
+    }
+    const DotElement* x = x_.values(part.row) + part.range.begin * kDotDepth;
+    const std::int64_t count = part.range.end - part.range.begin;
+    const char* units = part.units;
+    const auto load_step = [&](std::int64_t step, vw& w0, vw& w1) __attribute__((always_inline)) {
+      w0 = load_weights(as_bytes(units) + step * kStepBytes);
+      w1 = load_weights(as_bytes(units) + step * kStepBytes + kHalfStepBytes);
+    };
+    std::int64_t i = 0;
+    for (; i + kStepUnits <= count; i += kStepUnits) {
+      ahead.step();
+      add_dots(sums, x, x_.stride(), kStepUnits, load_step);
+      x += kStepUnits * kDotDepth;
+      units += kStepUnits * kUnitBytes;
+    }
+    for (; i < count; ++i, x += kDotDepth, units += kUnitBytes)
+      add_dots(sums, x, x_.stride(), 1, load_step);
+    if (!part.is_last) {
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < 2; ++j) store_wide(carried + (2 * r + j) * kWideBytes, sums[r][j]);
+      return;
+    }
+    const auto* scales = reinterpret_cast<const float*>(part.head);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const vf scale = set1(*x_.scales(part.row + r));
+      for (int j = 0; j < 2; ++j)
+        store(part.sums + r * kPanel + j * kLanes,
+              mul(to_float(sums[r][j]), mul(load(scales + j * kLanes), scale)));
+    }
+  }
+
+ private:
+  const QuantisedRows& x_;
+  std::int64_t units_;
+};
+
+// A group's scales, minimums and integers, as they are stored.
+template <bool Minimums>
+struct ByteGroups {
+  static constexpr bool kMinimums = Minimums;
+  static constexpr std::int32_t kOffset = kDotOffset;
+  static constexpr std::int64_t kScaleBytes = kPanel * 2 * (Minimums ? 2 : 1);
+  static constexpr std::int64_t kBytes = kScaleBytes + kGroupSize * kPanel;
+
+  SG_INLINE vf scale(const char* unit, int j) {
+    return load_half(reinterpret_cast<const std::uint16_t*>(unit) + j * kLanes);
+  }
+  SG_INLINE vf minimum(const char* unit, int j) { return scale(unit, j + 2); }
+  SG_INLINE void weights(const char* unit, std::int64_t step, vw& w0, vw& w1) {
+    const std::uint8_t* p = as_bytes(unit) + kScaleBytes + step * kStepBytes;
+    w0 = load_weights(p);
+    w1 = load_weights(p + kHalfStepBytes);
+  }
+};
+
+struct NibbleGroups : ByteGroups<true> {
+  static constexpr std::int32_t kOffset = 0;
+  static constexpr std::int64_t kBytes = kScaleBytes + kGroupSize * kLanes;
+
+  SG_INLINE void weights(const char* unit, std::int64_t step, vw& w0, vw& w1) {
+    load_nibbles(as_bytes(unit) + kScaleBytes + step * kHalfStepBytes, w0, w1);
+  }
+};
+
+// As the arithmetic wants them: scales and minimums in float32, integers as vectors.
+struct WideGroups {
+  static constexpr bool kMinimums = true;
+  static constexpr std::int32_t kOffset = 0;
+  static constexpr std::int64_t kScaleBytes = 2 * kPanel * kFloat;
+  static constexpr std::int64_t kBytes = kScaleBytes + kGroupSize / kDotDepth * 2 * kWideBytes;
+
+  SG_INLINE vf scale(const char* unit, int j) {
+    return load(reinterpret_cast<const float*>(unit) + j * kLanes);
+  }
+  SG_INLINE vf minimum(const char* unit, int j) { return scale(unit, j + 2); }
+  SG_INLINE void weights(const char* unit, std::int64_t step, vw& w0, vw& w1) {
+    const std::uint8_t* p = as_bytes(unit) + kScaleBytes + step * 2 * kWideBytes;
+    w0 = load_wide(p);
+    w1 = load_wide(p + kWideBytes);
+  }
+
+  template <class Packed>
+  SG_INLINE void fill(const char* unit, char* to) {
+    auto* scales = reinterpret_cast<float*>(to);
+    for (int j = 0; j < 2; ++j) {
+      store(scales + j * kLanes, Packed::scale(unit, j));
+      store(scales + (j + 2) * kLanes, Packed::minimum(unit, j));
+    }
+    auto* wide = reinterpret_cast<std::uint8_t*>(to) + kScaleBytes;
+    for (std::int64_t step = 0; step < kGroupSize / kDotDepth; ++step) {
+      vw w0, w1;
+      Packed::weights(unit, step, w0, w1);
+      store_wide(wide + step * 2 * kWideBytes, w0);
+      store_wide(wide + step * 2 * kWideBytes + kWideBytes, w1);
+    }
+  }
+};
+
+// Integers with a scale per group: a chain of fused multiply-adds over the groups.
+template <class Packed>
+class GroupProduct {
+ public:
+  // Only what is not stored as vectors read it is worth widening.
+  static constexpr bool kWidens = Packed::kOffset == 0 && Packed::kMinimums;
+  static constexpr std::int64_t kHeadBytes = 0;
+  static constexpr std::int64_t kUnitBytes = Packed::kBytes;
+  static constexpr std::int64_t kWideUnitBytes = kWidens ? WideGroups::kBytes : 0;
+  static constexpr std::int64_t kStepUnits = 1;
+  static constexpr std::int64_t kSliceUnits = kSliceBytes / WideGroups::kBytes;
+
+  explicit GroupProduct(const QuantisedRows& x) : x_(x) {}
+
+  std::int64_t units() const { return x_.stretches(); }
+  std::int64_t row_bytes() const { return x_.row_bytes(); }
+
+  void widen(const char* units, std::int64_t count, char* to) const {
+    for (std::int64_t g = 0; g < count; ++g)
+      WideGroups::fill<Packed>(units + g * kUnitBytes, to + g * WideGroups::kBytes);
+  }
+
+  template <int R, bool Wide>
+  void multiply(const Part& part, Prefetch& ahead) const {
+    if constexpr (Wide)
+      add_groups<WideGroups, R>(part, ahead);
+    else
+      add_groups<Packed, R>(part, ahead);
+  }
+
+ private:
+  template <class Stored, int R>
+  void add_groups(const Part& part, Prefetch& ahead) const {
+    if (part.is_first)
+      for (int i = 0; i < 2 * R; ++i) store(part.sums + i * kLanes, zero());
+    const char* unit = part.units;
+    for (std::int64_t g = part.range.begin; g < part.range.end; ++g, unit += Stored::kBytes) {
+      ahead.step();
+      vi dots[R][2];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+        dots[r][0] = dots[r][1] = set1_int(Stored::kOffset == 0 ? 0 : x_.starts(part.row + r)[g]);
+      add_dots(dots, x_.values(part.row) + g * kGroupSize, x_.stride(), kGroupSize / kDotDepth,
+               [&](std::int64_t step, vw& w0, vw& w1)
+                   __attribute__((always_inline)) { Stored::weights(unit, step, w0, w1); });
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const vf scale = Stored::scale(unit, j);
+        vf minimum = zero();
+        if constexpr (Stored::kMinimums) minimum = Stored::minimum(unit, j);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          float* sums = part.sums + r * kPanel + j * kLanes;
+          const vf dot = mul(to_float(dots[r][j]), set1(x_.scales(part.row + r)[g]));
+          vf sum = fma(dot, scale, load(sums));
+          if constexpr (Stored::kMinimums)
+            sum = fma(minimum, set1(x_.totals(part.row + r)[g]), sum);
+          store(sums, sum);
+        }
+      }
+    }
+  }
+
+  const QuantisedRows& x_;
+};
+
+}  // namespace
+
+std::int64_t linear_workspace(const PanelFormat& format, std::int64_t rows,
+                              std::int64_t in_features) {
+  return format.is_integer() ? QuantisedRows(format, rows, in_features).bytes() : 0;
+}
+
+void linear_integers(const PanelLinearArgs& args) {
+  const LinearArgs<float>& linear = args.linear;
+  QuantisedRows x(args.format, linear.rows, linear.in_features);
+  x.fill(linear, args.workspace);
+  if (!args.format.grouped)
+    run_linear(args, RowProduct(x, linear.in_features));
+  else if (args.format.type == WeightType::int4)
+    run_linear(args, GroupProduct<NibbleGroups>(x));
+  else if (args.format.minimums)
+    run_linear(args, GroupProduct<ByteGroups<true>>(x));
+  else
+    run_linear(args, GroupProduct<ByteGroups<false>>(x));
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA
