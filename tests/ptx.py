@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "ptx"
 ARCH = "compute_80"
 
-ELEMENTS = {"float32": "float", "float16": "softgate::half", "bfloat16": "softgate::bfloat16"}
+ELEMENTS = {"float32": "float", "float16": "half", "bfloat16": "bfloat16"}
 
 
 def missing(what: str) -> None:
@@ -52,37 +52,40 @@ def ptxrun() -> Any:
 
 @functools.cache
 def compiled(source: str, arch: str = ARCH) -> Any:
-    """The module that nvcc makes of a file in csrc."""
+    """The module that nvcc makes of a file, named from csrc on."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         missing("nvcc")
     interpreter = ptxrun()
     BUILD.mkdir(parents=True, exist_ok=True)
     ptx = BUILD / f"{Path(source).stem}.{arch}.ptx"
-    options = ["-std=c++20", "-O3", "-lineinfo", f"-arch={arch}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([nvcc, *options, "-ptx", ROOT / "csrc" / source, "-o", ptx], check=True)
+    options = ["-std=c++20", "-O3", "-lineinfo", f"-arch={arch}", "-Werror", "all-warnings"]
+    command = [nvcc, *options, f"-I{ROOT / 'csrc'}", "-ptx", ROOT / "csrc" / source, "-o", ptx]
+    subprocess.run(command, check=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves closing the file to Python
         return interpreter.Module(str(ptx))
 
 
+def readable(demangled: str) -> str:
+    """A kernel's name without its namespaces and parameters: `softmax_kernel<float, 4, true>`."""
+    name = re.sub(r"^void |\b\w+::|\(anonymous namespace\)::", "", demangled)
+    return re.sub(r"\([^()]*\)$", "", name)
+
+
 @functools.cache
-def _entries(source: str, arch: str) -> dict[str, str]:
-    """Readable names, such as `softmax_kernel<float, 4, true>`, to mangled ones."""
+def kernels(source: str, arch: str = ARCH) -> dict[str, str]:
+    """Readable names of a file's kernels to mangled ones."""
     mangled = compiled(source, arch).names()
     text = "\n".join(mangled)
     names = subprocess.run(["c++filt"], input=text, text=True, check=True, capture_output=True)
-    readable = [
-        re.sub(r"^void softgate::cuda::(\(anonymous namespace\)::)?|\([^()]*\)$", "", name)
-        for name in names.stdout.splitlines()
-    ]
-    return dict(zip(readable, mangled, strict=True))
+    return dict(zip(map(readable, names.stdout.splitlines()), mangled, strict=True))
 
 
 def kernel(source: str, name: str, arch: str = ARCH) -> Any:
-    entries = _entries(source, arch)
-    assert name in entries, f"{source} has no {name}, but {sorted(entries)}"
-    return compiled(source, arch)[entries[name]]
+    found = kernels(source, arch)
+    assert name in found, f"{source} has no {name}, but {sorted(found)}"
+    return compiled(source, arch)[found[name]]
 
 
 class _Buffers:
@@ -117,14 +120,37 @@ def launch(
     kernel: Any,
     grid: Any,
     block: Any,
-    fields: Sequence[Any],
-    *,
+    *structs: Sequence[Any],
     shared_bytes: int = 0,
     **options: Any,
 ) -> Any:
-    """Runs a kernel whose one parameter is a struct of these fields, in their order and types:
-    arrays for pointers (read-only ones may not be written), None for null, NumPy scalars."""
+    """Runs a kernel whose parameters are structs of these fields, in their order and types: arrays
+    for pointers (read-only ones may not be written), None for null, NumPy scalars."""
     buffers = _Buffers()
+    values = [_struct(fields, buffers) for fields in structs]
+
+    # ptxrun knows the memory that its arguments name: each buffer is one more, past the structs.
+    low = kernel.low
+    own = low.f.params[: len(values)]
+    sizes = [size for _, _, size, *_ in own]
+    assert sizes == [len(value) for value in values], f"the structs have {sizes} bytes"
+    extra = [(f"buffer{i}", "u64", 8, 8) for i in range(len(buffers.arrays))]
+    first = low.param_off[own[-1][0]] + sizes[-1]
+    low.f.params = [*own, *extra]
+    low.param_bytes = first + 8 * len(extra)
+    low.param_off |= {name: first + 8 * i for i, (name, *_) in enumerate(extra)}
+    readonly = [len(values) + i for i, written in enumerate(buffers.written) if not written]
+    return kernel.launch(
+        grid,
+        block,
+        [*values, *buffers.arrays],
+        smem=shared_bytes,
+        readonly=readonly,
+        **options,
+    )
+
+
+def _struct(fields: Sequence[Any], buffers: _Buffers) -> bytes:
     struct = bytearray()
     for field in fields:
         if field is None:
@@ -132,25 +158,7 @@ def launch(
         elif isinstance(field, np.ndarray):
             field = np.uint64(buffers.address(field))
         struct += bytes(-len(struct) % field.itemsize) + field.tobytes()
-    struct += bytes(-len(struct) % 8)
-
-    # ptxrun knows the memory that its arguments name: each buffer is one more, past the struct.
-    low = kernel.low
-    (parameter, *_) = low.f.params
-    assert parameter[2] == len(struct), f"the struct has {parameter[2]} bytes, not {len(struct)}"
-    extra = [(f"buffer{i}", "u64", 8, 8) for i in range(len(buffers.arrays))]
-    low.f.params = [parameter, *extra]
-    low.param_bytes = len(struct) + 8 * len(extra)
-    low.param_off |= {name: len(struct) + 8 * i for i, (name, *_) in enumerate(extra)}
-    readonly = [i + 1 for i, written in enumerate(buffers.written) if not written]
-    return kernel.launch(
-        grid,
-        block,
-        [bytes(struct), *buffers.arrays],
-        smem=shared_bytes,
-        readonly=readonly,
-        **options,
-    )
+    return bytes(struct + bytes(-len(struct) % 8))
 
 
 def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:

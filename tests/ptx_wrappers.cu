@@ -62,6 +62,11 @@ extern "C" __global__ void ldmatrix_x4_trans(const uint32_t* in, uint32_t* out) 
   store(out, ptx::ldmatrix_x4_trans(row(in)));
 }
 
+extern "C" __global__ void ld_shared_v4_u32(const uint32_t* in, uint32_t* out) {
+  const uint4 words = ptx::ld_shared_v4_u32(row(in));
+  store(out, {words.x, words.y, words.z, words.w});
+}
+
 // Two groups; of the second only some lanes copy something.
 extern "C" __global__ void cp_async_16(const uint32_t* in, uint32_t* out) {
   auto* shared = reinterpret_cast<uint32_t*>(softgate::cuda::shared_memory());
@@ -110,8 +115,8 @@ extern "C" __attribute__((visibility("default"))) const char* simt_wrapper(const
   } kernels[] = {
 #define WRAPPER(name) {#name, wrappers::name}
       WRAPPER(mma_m16n8k16_f32_f16), WRAPPER(mma_m16n8k16_f32_bf16), WRAPPER(ldmatrix_x4),
-      WRAPPER(ldmatrix_x4_trans),    WRAPPER(cp_async_16),           WRAPPER(ex2_approx_ftz),
-      WRAPPER(cvt_rn_f16x2),         WRAPPER(cvt_rn_bf16x2),
+      WRAPPER(ldmatrix_x4_trans),    WRAPPER(ld_shared_v4_u32),      WRAPPER(cp_async_16),
+      WRAPPER(ex2_approx_ftz),       WRAPPER(cvt_rn_f16x2),          WRAPPER(cvt_rn_bf16x2),
   };
   for (const auto& [known, kernel] : kernels) {
     if (std::strcmp(known, name) != 0) continue;

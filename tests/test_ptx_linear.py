@@ -6,7 +6,6 @@ import pytest
 from softgate import reference
 from tolerances import TOLERANCES, linear_scale
 
-NAMESPACE = "softgate::cuda::(anonymous namespace)::"
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "tanh")  # as the enum numbers them
 
 # Rows and columns of a block, threads, bytes of shared memory.
@@ -62,7 +61,7 @@ def run(
     tile_rows, tile_columns, threads, shared_bytes = TILES[tile]
     kernel = ptx.kernel(
         "cuda/linear.cu",
-        f"linear_kernel<{ptx.ELEMENTS[dtype]}, {NAMESPACE}{tile}, {str(aligned).lower()}>",
+        f"linear_kernel<{ptx.ELEMENTS[dtype]}, {tile}, {str(aligned).lower()}>",
         arch,
     )
     strides = (array.strides[0] // out.itemsize for array in (a["x"], out, out))
@@ -99,6 +98,14 @@ def ragged(tile, aligned):
     """A size with blocks that end in and beyond the matrices, and more steps than stages."""
     rows, columns, *_ = TILES[tile]
     return (rows + 3, 296, columns + 24) if aligned else (rows + 3, 139, columns + 21)
+
+
+def test_no_instance_is_left_out():
+    """By test_ragged."""
+    assert ptx.kernels("cuda/linear.cu").keys() == {
+        f"linear_kernel<{ptx.ELEMENTS[dtype]}, {tile}, {str(aligned).lower()}>"
+        for dtype, tile, aligned in INSTANCES
+    }
 
 
 @pytest.mark.parametrize(("dtype", "tile", "aligned"), INSTANCES)

@@ -283,7 +283,7 @@ def test_pool(dtype, mode, vectors, hidden, nan):
     ]  # fmt: skip
     width = 16 // out.itemsize if vectors else 1
     reduction = "Sum" if mode == "mean" else "Max"
-    name = f"pool_kernel<{ptx.ELEMENTS[dtype]}, {width}, softgate::cuda::{reduction}>"
+    name = f"pool_kernel<{ptx.ELEMENTS[dtype]}, {width}, {reduction}>"
     block = (16, 8) if mode in ("mean", "max") else (128, 1)
     grid = (4, -(-hidden // (block[0] * width)))
     kernel = ptx.kernel("cuda/pool.cu", name)

@@ -72,12 +72,45 @@ def test_reports_nothing_of_a_right_kernel(library, order):
     assert run(library, "none") == ""
 
 
+# Points of none() in simt_faults.cu that fail on demand (csrc/simt/inject.h). Which of the threads
+# is caught, and at what, depends on their order.
+INJECTED = (
+    *(("barrier", 0), ("barrier", 1), ("warp_barrier", 0), ("wait", 0), ("copy", 0)),
+    *(("mask", 0), ("mask", 1), ("thread", 0)),
+)
+
+
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""),
+    reason="AddressSanitizer takes the place of the checks of shared memory",
+)
+@pytest.mark.parametrize(("point", "number"), INJECTED)
+def test_reports_an_injected_fault(library, order, point, number):
+    name = b"faults::none(float*)"
+    library.simt_inject(name, point.encode(), number)
+    try:
+        report = run(library, "none")
+    finally:
+        library.simt_inject(b"", b"", -1)
+    assert re.match("simt: (shared memory|asynchronous copy|incomplete collective) in ", report)
+
+
+def test_counts_where_a_fault_can_be(library):
+    library.simt_launches.restype = ctypes.c_char_p
+    library.simt_launches()
+    run(library, "none")
+    assert library.simt_launches().decode().split("\t") == [
+        "faults::none(float*)", "shared_bytes 1024", "barrier 2", "grid_barrier 0",
+        "warp_barrier 1", "wait 1", "copy 1", "mask 2", "thread 64", "block 2\n",
+    ]  # fmt: skip
+
+
 def test_a_shape_that_no_card_takes(library):
     report = run(library, "none", threads=2000)
     assert re.search(r"launch of faults::none.*block \(2000, 1, 1\)", report)
 
 
-def test_out_of_bounds_under_address_sanitizer():
+def test_out_of_bounds_under_address_sanitizer(order):
     preload = os.environ.get("LD_PRELOAD", "")
     if "libasan" not in preload:
         pytest.skip("not an AddressSanitizer build")

@@ -3,9 +3,9 @@
 It compiles every kernel file, or, with --log FILE, reads what a build with SOFTGATE_CUDA_RUNTIME
 Shared for that architecture printed.
 
-A row that got worse (more registers, stack or spills) fails until the table has it, and a row that
-spills needs a reason in its last column. Registers depend on the compiler: another nvcc than the
-table names is checked for spills only.
+A row that got worse (more registers, shared memory, stack or spills, fewer resident warps) fails
+until `--update --why REASON` writes it down with its reason, which a row that spills needs in any
+case. Numbers depend on the compiler: another nvcc than the table names is checked for spills only.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 TABLE = ROOT / "csrc" / "cuda" / "ptxas.tsv"
 ARCH = "sm_80"
-COLUMNS = ("kernel", "registers", "warps", "shared", "stack", "spilled", "why")
 Row = dict[str, str]
 
-MULTIPROCESSOR_REGISTERS, MULTIPROCESSOR_WARPS = 65536, 64
+# `threads` and `dynamic` are the most that a launch has (launch_of), `warps` the occupancy: those
+# that are then resident on a multiprocessor of ARCH, of 64.
+COSTS = ("registers", "threads", "static", "dynamic", "stack", "spilled")
+COLUMNS = ("kernel", *COSTS, "warps", "why")
+
+# A multiprocessor of 8.0.
+REGISTERS, WARPS, BLOCKS, SHARED_BYTES, BLOCK_RESERVE = 65536, 64, 32, 164 << 10, 1 << 10
 
 
 def nvcc_version() -> str:
@@ -43,10 +48,60 @@ def compile_report(source: Path, folder: Path) -> str:
 
 
 def readable(mangled: str) -> str:
-    """Without its parameters and our namespaces."""
+    """Without its parameters and namespaces."""
     name = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout
-    name = re.sub(r"\([^()]*(\(\w+\)\d+)?[^()]*\)$", "", re.sub(r"\(\w+\)(?=\d)", "", name.strip()))
-    return re.sub(r"^void |softgate::(cuda::)?|\(anonymous namespace\)::", "", name)
+    name = re.sub(r"^void |\b\w+::|\(anonymous namespace\)::", "", name.strip())
+    return re.sub(r"\([^()]*\)$", "", name)
+
+
+def launch_of(kernel: str) -> tuple[int, int]:
+    """Threads of a block and dynamic shared memory, the most that the launchers ask for.
+
+    tests/test_injected_faults.py holds this against launches.
+    """
+    numbers = [int(number) for number in re.findall(r"\b\d+\b", kernel)]
+    split, general = "true> " in kernel or "true>," in kernel, kernel.endswith(", true>")
+    match kernel.split("_kernel")[0]:
+        case "add_norm":
+            return 1024, 2 * 32 * 4
+        case "embedding" | "normalize" | "softmax":  # cuda/rows.cuh
+            return 512, 2 * 32 * 4
+        case "pool":
+            return 128, 128 * numbers[0] * 4
+        case "linear":
+            warp_rows, warp_columns, down, across, stages, _ = numbers
+            rows, columns = warp_rows * down, warp_columns * across
+            return 32 * down * across, stages * (rows + columns) * 64
+        case "attention":
+            (dim,) = numbers
+            warps = 2 if split and dim > 128 else 4
+            rows = 16 if split else 64 if dim > 128 else 128
+            keys = 32 if dim > 128 else 64 if dim > 64 or split else 128
+            if general and not split and dim <= 128:
+                keys //= 2
+            return 32 * warps, (rows + 2 * keys) * 2 * dim
+        case "attention_float":
+            (dim,) = numbers
+            rows = 16 if split or dim > 128 else 32
+            return 128, 4 * (rows * dim + 32 * (dim + 4) + rows * 32)
+        case "combine" | "weights":
+            return 128, 0
+        case "sequence":  # as much as fits
+            return 256, 163 << 10
+        case "step":
+            return 256, 8 * (8 if "<float" in kernel else 4) * 512
+        case "last_states":
+            return 256, 0
+    raise ValueError(f"{kernel}: launch_of does not know it")
+
+
+def resident_warps(registers: int, threads: int, shared_bytes: int) -> int:
+    """Of a multiprocessor: what its registers, shared memory and slots for blocks leave."""
+    warps = -(-threads // 32)
+    of_warp = 32 * 8 * -(-registers // 8)
+    by_registers = REGISTERS // of_warp // 4 * 4 // warps
+    by_shared = SHARED_BYTES // (-(-shared_bytes // 128) * 128 + BLOCK_RESERVE)
+    return warps * min(by_registers, by_shared, BLOCKS, WARPS // warps)
 
 
 def rows_of(report: str) -> list[Row]:
@@ -56,15 +111,16 @@ def rows_of(report: str) -> list[Row]:
             name: int(found[1]) if (found := re.search(pattern, part)) else 0
             for name, pattern in {
                 "registers": r"Used (\d+) registers",
-                "shared": r"(\d+) bytes smem",
+                "static": r"(\d+) bytes smem",
                 "stack": r"(\d+) bytes stack frame",
                 "spilled": r"(\d+) bytes spill stores",
             }.items()
         }
-        of_warp = 32 * 8 * -(-number["registers"] // 8)
-        warps = min(MULTIPROCESSOR_WARPS, MULTIPROCESSOR_REGISTERS // of_warp // 4 * 4)
-        row = {name: str(value) for name, value in number.items()}
-        rows.append({"kernel": readable(part.split("'")[0]), "warps": str(warps), **row})
+        kernel = readable(part.split("'")[0])
+        number["threads"], number["dynamic"] = launch_of(kernel)
+        shared_bytes = number["static"] + number["dynamic"]
+        number["warps"] = resident_warps(number["registers"], number["threads"], shared_bytes)
+        rows.append({"kernel": kernel, **{name: str(value) for name, value in number.items()}})
     return rows
 
 
@@ -85,13 +141,34 @@ def recorded() -> tuple[str, dict[str, Row]]:
     return first.split()[2], {row["kernel"]: row for row in rows}
 
 
-def write(version: str, now: dict[str, Row], before: dict[str, Row]) -> None:
+def write(version: str, rows: dict[str, Row]) -> None:
     with TABLE.open("w", newline="") as file:
-        file.write(f"# nvcc {version} {ARCH}; warps: what a multiprocessor's registers hold\n")
+        file.write(f"# nvcc {version} {ARCH}; warps: resident on a multiprocessor, of {WARPS}\n")
         writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
         writer.writeheader()
-        for kernel, row in now.items():
-            writer.writerow(row | {"why": before.get(kernel, {}).get("why", "")})
+        writer.writerows(row for _, row in sorted(rows.items()))
+
+
+def worse(row: Row, old: Row) -> list[str]:
+    changes = [(c, old[c], row[c]) for c in COSTS if int(row[c]) > int(old[c])]
+    if int(row["warps"]) < int(old["warps"]):
+        changes.append(("warps", old["warps"], row["warps"]))
+    return [f"{row['kernel']}: {column} from {was} to {now}" for column, was, now in changes]
+
+
+def updated(now: dict[str, Row], before: dict[str, Row], why: str) -> dict[str, Row]:
+    """The table to write: a worse row only with a reason, which stays while the row does."""
+    rows = {}
+    for kernel, row in now.items():
+        old = before.get(kernel)
+        if old is None:
+            rows[kernel] = row | {"why": why if int(row["spilled"]) > 0 else ""}
+        elif worse(row, old):
+            rows[kernel] = row | {"why": why} if why else old
+        else:
+            stays = int(row["spilled"]) > 0 or old == old | row
+            rows[kernel] = row | {"why": old["why"] if stays else ""}
+    return rows
 
 
 def complaints(now: dict[str, Row], before: dict[str, Row], same_compiler: bool) -> list[str]:
@@ -101,10 +178,8 @@ def complaints(now: dict[str, Row], before: dict[str, Row], same_compiler: bool)
         found.append(f"the table lacks {added} and has {gone} too many: run with --update")
     for kernel in now.keys() & before.keys():
         row, old = now[kernel], before[kernel]
-        columns = ("registers", "shared", "stack", "spilled") if same_compiler else ()
-        for column in columns:
-            if int(row[column]) > int(old[column]):
-                found.append(f"{kernel}: {column} rose from {old[column]} to {row[column]}")
+        if same_compiler:
+            found += worse(row, old)
         if int(row["spilled"]) > 0 and not old["why"]:
             found.append(f"{kernel}: spills {row['spilled']} bytes; say why in the table")
     return sorted(found)
@@ -114,19 +189,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--update", action="store_true", help="write the table")
     parser.add_argument("--log", type=Path, help="output of a build, instead of compiling")
+    parser.add_argument("--why", default="", help="for the rows that got worse")
     options = parser.parse_args()
-    update = options.update
     if shutil.which("nvcc") is None:
         print("nvcc is missing")
         return int(os.environ.get("SOFTGATE_PROOFS") == "required")
     version, now = nvcc_version(), measured(options.log)
     table_version, before = recorded()
-    if update:
-        write(version, now, before)
-        before = recorded()[1]
-    if version != table_version and not update:
+    if options.update:
+        write(version, updated(now, before if version == table_version else {}, options.why))
+        table_version, before = recorded()
+    if version != table_version:
         print(f"nvcc is {version}, the table's is {table_version}: spills only")
-    found = complaints(now, before, update or version == table_version)
+    found = complaints(now, before, version == table_version)
     print("\n".join(found) or f"{len(now)} kernels as {TABLE.name} has them")
     return int(bool(found))
 

@@ -1,9 +1,8 @@
 // What the card can do at most, printed as JSON: copy bandwidth and, by dtype, the rate of
 // multiply-adds, those of 16-bit types on tensor cores. bench/gpu_report.py compiles it.
 //
-//   gpu_limits card      its name and sizes; on standard error, and exit status 1, why there is none
-//   gpu_limits measure
-//   gpu_limits smoke     as measure, in sizes that an interpreter can do
+//   gpu_limits card      its name and sizes; on standard error, and exit status 1, why there is
+//   none gpu_limits measure gpu_limits smoke     as measure, in sizes that an interpreter can do
 #include <cuda_runtime.h>
 
 #include <algorithm>

@@ -3,7 +3,8 @@
 //
 // A row is a query of one of the heads that share a key-value head; heads run fastest, so grouped
 // heads read their keys once. Tiles are numbered over the packed batch (first_part), so that no
-// launch depends on a length that only the device knows.
+// launch depends on a length that only the device knows. Sequences of few rows have their keys
+// split over blocks, whatever else is in the batch.
 #include "ops/attention.h"
 
 #include <type_traits>
@@ -16,7 +17,7 @@
 #include "cuda/runtime.h"
 
 namespace softgate::cuda {
-namespace {
+namespace attention_detail {  // not without a name, so that simt finds its kernels' names
 
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.69314718f;
 constexpr float kLowest = -0x1.fffffep127f;  // of all numbers
@@ -107,6 +108,10 @@ struct Sequence {
   }
 };
 
+constexpr int kRowThreads = 128;  // of kernels with a warp per row
+constexpr int kSplitKeys = 256;   // fixed, so that a result does not depend on the card
+constexpr int kSplitRows = 16;    // a sequence of so many rows is split
+
 // The blocks of keys that a tile of rows needs: first those that some row sees in part, then those
 // that every row sees whole, so that the latter are a loop without masks.
 struct KeyBlocks {
@@ -149,6 +154,20 @@ __device__ __forceinline__ float final_score(const AttentionArgs<T>& args, const
   return score;
 }
 
+// Results of a split, [part of the keys * kPartials + partial][kv_head][kSplitRows]: the output
+// over some of the part's keys alone, and its log-sum-exp.
+template <class Shape>
+struct Partials {
+  float* out;  // [..., kHeadDim]
+  float* lse;
+  std::int64_t num_kv_heads;
+
+  __device__ __forceinline__ std::int64_t index(std::int64_t part, int partial, int kv_head,
+                                                int row) const {
+    return ((part * Shape::kPartials + partial) * num_kv_heads + kv_head) * kSplitRows + row;
+  }
+};
+
 // ---- 16-bit types: tensor cores ----
 
 template <class T>
@@ -168,11 +187,8 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
     return ptx::cvt_rn_bf16x2(low, high);
 }
 
-constexpr int kRowThreads = 128;  // of kernels with a warp per row
-constexpr int kChunkBytes = 16;   // what one thread copies at a time
+constexpr int kChunkBytes = 16;  // what one thread copies at a time
 constexpr int kChunkElements = kChunkBytes / 2;
-constexpr int kSplitKeys = 256;  // fixed, so that a result does not depend on the card
-constexpr int kSplitRows = 16;
 
 // How a block divides its work. Without a split each warp owns rows; with it, for few rows, each
 // warp owns keys, and a block only kSplitKeys of them.
@@ -188,9 +204,22 @@ struct Shape {
   static constexpr int kKeys = kHeadDim > 128 ? 32 : kHeadDim > 64 || kSplit ? 64 : 128;
   static constexpr int kWarpKeys = kSplit ? kKeys / kWarps : kKeys;
   static constexpr int kRowBytes = 2 * kHeadDim;
+  static constexpr int kPartials = kWarps;  // of a part of the keys
   static constexpr int kSharedBytes = (kRows + 2 * kKeys) * kRowBytes;
   static_assert(kSharedBytes <= 65536, "the limit of compute capability 7.5");
 };
+
+// With half the keys at a time: masks and a soft cap need the registers of the other scores.
+template <class Shape>
+struct Narrow : Shape {
+  static constexpr int kKeys = Shape::kKeys / 2, kWarpKeys = kKeys;
+  static constexpr int kSharedBytes = (Shape::kRows + 2 * kKeys) * Shape::kRowBytes;
+};
+
+// kGeneral: with a mask, a soft cap, or a scale that is not positive.
+template <class Shape, bool kGeneral>
+using TileShape =
+    std::conditional_t<kGeneral && !Shape::kSplit && Shape::kHeadDim <= 128, Narrow<Shape>, Shape>;
 
 // Rows of a tile in shared memory. Chunks of a row are permuted so that eight rows of a chunk, and
 // eight chunks of a row, lie in different banks.
@@ -492,20 +521,6 @@ class WarpTile {
   std::uint32_t bounds_[kRowTiles][2];
 };
 
-// Results of a split, [part of the keys * warps + warp][kv_head][kSplitRows]: the output over the
-// part's keys alone, and its log-sum-exp.
-template <class Shape>
-struct Partials {
-  float* out;  // [..., head_dim]
-  float* lse;
-  std::int64_t num_kv_heads;
-
-  __device__ __forceinline__ std::int64_t index(std::int64_t part, int warp, int kv_head,
-                                                int row) const {
-    return ((part * Shape::kWarps + warp) * num_kv_heads + kv_head) * kSplitRows + row;
-  }
-};
-
 template <class T, class Shape>
 __device__ __forceinline__ void load_queries(const AttentionArgs<T>& args, const Sequence& sequence,
                                              int first_row, char* shared) {
@@ -520,10 +535,10 @@ __device__ __forceinline__ void load_queries(const AttentionArgs<T>& args, const
   ptx::cp_async_commit();
 }
 
-// kGeneral: with a mask, a soft cap, or a scale that is not positive.
-template <class T, class Shape, bool kGeneral>
-__global__ void __launch_bounds__(Shape::kThreads)
-    attention_kernel(const AttentionArgs<T> args, const Partials<Shape> partials) {
+template <class T, class Whole, bool kGeneral>
+__global__ void __launch_bounds__(Whole::kThreads)
+    attention_kernel(const AttentionArgs<T> args, const Partials<Whole> partials) {
+  using Shape = TileShape<Whole, kGeneral>;
   // Tiles of later rows first: under a causal bound they take longest.
   const int part = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const auto kv_head = static_cast<int>(blockIdx.y);
@@ -542,6 +557,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
   };
 
   const Sequence sequence = look_up();
+  if ((sequence.rows() <= kSplitRows) != Shape::kSplit) return;
   const int first_item = static_cast<int>(part - part_of(index)) * kPartSize;
   if (first_item >= (Shape::kSplit ? sequence.len_k : sequence.rows())) return;
   const int rows = min(sequence.rows() - first_row(), Shape::kRows);
@@ -649,12 +665,13 @@ __global__ void __launch_bounds__(kRowThreads)
   const int head = static_cast<int>(blockIdx.y);
   const int group = static_cast<int>(args.num_heads / args.num_kv_heads);
   const Sequence sequence(args, index, head / group);
+  if (sequence.rows() > kSplitRows) return;
   const int row = (query - sequence.first_query) * group + head % group;
 
   const std::int64_t part = first_part(sequence.first_key, index, kSplitKeys);
-  const int count = (sequence.len_k + kSplitKeys - 1) / kSplitKeys * Shape::kWarps;
+  const int count = (sequence.len_k + kSplitKeys - 1) / kSplitKeys * Shape::kPartials;
   const auto place = [&](int i) {
-    return partials.index(part + i / Shape::kWarps, i % Shape::kWarps, sequence.kv_head, row);
+    return partials.index(part + i / Shape::kPartials, i % Shape::kPartials, sequence.kv_head, row);
   };
 
   float top = kLowest;
@@ -673,7 +690,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
 #pragma unroll
   for (int d = 0; d < Shape::kHeadDim; d += kWarp)
-    if (d + lane() < Shape::kHeadDim)
+    if (d + lane() < args.head_dim)
       sequence.out_of(args, row)[d + lane()] = static_cast<T>(out[d / kWarp] * inverse);
   if (args.lse && lane() == 0) *sequence.lse_of(args, row) = sum == 0.0f ? -kInf : top + logf(sum);
 }
@@ -682,17 +699,19 @@ __global__ void __launch_bounds__(kRowThreads)
 
 // A warp owns rows; its lanes are keys for the scores and columns for the output. Any head size up
 // to kPaddedDim, any strides.
-template <int kPaddedDim_>
+template <int kPaddedDim_, bool kSplit_>
 struct FloatShape {
-  static constexpr int kPaddedDim = kPaddedDim_;
+  static constexpr int kPaddedDim = kPaddedDim_, kHeadDim = kPaddedDim;
+  static constexpr bool kSplit = kSplit_;
+  static constexpr int kPartials = 1;
   static constexpr int kWarps = 4;
   static constexpr int kThreads = kWarps * kWarp;
-  static constexpr int kWarpRows = kPaddedDim > 128 ? 4 : 8;
+  static constexpr int kWarpRows = kSplit || kPaddedDim > 128 ? 4 : 8;
   static constexpr int kRows = kWarps * kWarpRows;
   static constexpr int kKeys = kWarp;
   static constexpr int kKeyPitch = kPaddedDim + 4;  // lanes read keys without bank conflicts
-  static constexpr int kSharedFloats =
-      kRows * kPaddedDim + kKeys * kKeyPitch + kWarps * kWarpRows * kKeys;
+  static constexpr int kSharedBytes =
+      4 * (kRows * kPaddedDim + kKeys * kKeyPitch + kWarps * kWarpRows * kKeys);
 };
 
 // Rows [first, first + kCount) below `end` of a tensor, zeros for the others and beyond head_dim.
@@ -711,19 +730,25 @@ __device__ __forceinline__ void load_floats(float* to, int first, int end, int h
 
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads)
-    attention_float_kernel(const AttentionArgs<float> args) {
+    attention_float_kernel(const AttentionArgs<float> args, const Partials<Shape> partials) {
   constexpr int kWarpRows = Shape::kWarpRows, kPaddedDim = Shape::kPaddedDim;
   const int part = static_cast<int>(gridDim.x - 1 - blockIdx.x);
-  const int group = static_cast<int>(args.num_heads / args.num_kv_heads);
+  const int items = Shape::kSplit ? 1 : static_cast<int>(args.num_heads / args.num_kv_heads);
+  constexpr int kPartSize = Shape::kSplit ? kSplitKeys : Shape::kRows;
+  const std::int32_t* cu_seqlens = Shape::kSplit ? args.cu_seqlens_k : args.cu_seqlens_q;
   const auto part_of = [&](int sequence) {
-    return first_part(std::int64_t{args.cu_seqlens_q[sequence]} * group, sequence, Shape::kRows);
+    return first_part(std::int64_t{cu_seqlens[sequence]} * items, sequence, kPartSize);
   };
   const int index = find_sequence(static_cast<int>(args.batch),
                                   [&](int sequence) { return part_of(sequence + 1) > part; });
   const Sequence sequence(args, index, static_cast<int>(blockIdx.y));
-  const int first_row = static_cast<int>(part - part_of(index)) * Shape::kRows;
+  if ((sequence.rows() <= kSplitRows) != Shape::kSplit) return;
+  const int first_item = static_cast<int>(part - part_of(index)) * kPartSize;
+  const int first_row = Shape::kSplit ? 0 : first_item;
   const int rows = min(sequence.rows() - first_row, Shape::kRows);
-  if (rows <= 0) return;
+  if (rows <= 0 || (Shape::kSplit && first_item >= sequence.len_k)) return;
+  const Range limits =
+      Shape::kSplit ? Range{first_item, first_item + kSplitKeys} : Range{0, sequence.len_k};
   const int head_dim = static_cast<int>(args.head_dim);
 
   float* const shared_q = reinterpret_cast<float*>(shared_memory());
@@ -738,7 +763,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) maxima[r] = kLowest;
 
-  const KeyBlocks blocks(sequence, {first_row, first_row + rows}, {0, sequence.len_k}, kWarp);
+  const KeyBlocks blocks(sequence, {first_row, first_row + rows}, limits, kWarp);
   for (int i = 0; i < blocks.count; ++i) {
     const int first_key = blocks[i] * kWarp, key = first_key + lane();
     __syncthreads();
@@ -800,12 +825,15 @@ __global__ void __launch_bounds__(Shape::kThreads)
     const float sum = warp_reduce<Sum>(sums[r]);
     if (row >= sequence.rows()) continue;
     const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    const float lse = sum == 0.0f ? -kInf : maxima[r] + logf(sum);
+    const std::int64_t place = partials.index(part, 0, sequence.kv_head, row);
+    float* to = Shape::kSplit ? partials.out + place * kPaddedDim : sequence.out_of(args, row);
 #pragma unroll
     for (int d = 0; d < kPaddedDim / kWarp; ++d)
-      if (d * kWarp + lane() < head_dim)
-        sequence.out_of(args, row)[d * kWarp + lane()] = out[r][d] * inverse;
-    if (args.lse && lane() == 0)
-      *sequence.lse_of(args, row) = sum == 0.0f ? -kInf : maxima[r] + logf(sum);
+      if (Shape::kSplit || d * kWarp + lane() < head_dim)
+        to[d * kWarp + lane()] = out[r][d] * inverse;
+    if (lane() == 0 && (Shape::kSplit || args.lse))
+      *(Shape::kSplit ? partials.lse + place : sequence.lse_of(args, row)) = lse;
   }
 }
 
@@ -866,45 +894,48 @@ dim3 row_grid(std::int64_t count, std::int64_t heads) {
 template <class T, class Shape>
 void launch_tiles(const AttentionArgs<T>& args, std::int64_t parts, const Partials<Shape>& partials,
                   Stream stream) {
-  const bool general =
-      args.bool_mask || args.add_mask || args.softcap > 0.0f || !(args.scale > 0.0f);
-  launch(general ? attention_kernel<T, Shape, true> : attention_kernel<T, Shape, false>,
-         {.grid = dim3(static_cast<unsigned>(parts), static_cast<unsigned>(args.num_kv_heads)),
-          .block = Shape::kThreads,
-          .shared_bytes = Shape::kSharedBytes,
-          .stream = stream},
+  const auto start = [&](auto kernel, int shared_bytes) {
+    launch(kernel,
+           {.grid = dim3(static_cast<unsigned>(parts), static_cast<unsigned>(args.num_kv_heads)),
+            .block = Shape::kThreads,
+            .shared_bytes = static_cast<std::size_t>(shared_bytes),
+            .stream = stream},
+           args, partials);
+  };
+  if constexpr (std::is_same_v<T, float>)
+    start(attention_float_kernel<Shape>, Shape::kSharedBytes);
+  else if (args.bool_mask || args.add_mask || args.softcap > 0.0f || !(args.scale > 0.0f))
+    start(attention_kernel<T, Shape, true>, TileShape<Shape, true>::kSharedBytes);
+  else
+    start(attention_kernel<T, Shape, false>, TileShape<Shape, false>::kSharedBytes);
+}
+
+// Of, say, Shape<64, split>: the sequences of few rows and the others, as far as there are any.
+template <class Whole, class Split, class T>
+void launch_both(const AttentionArgs<T>& args, Stream stream) {
+  if (rows(args.max_q, args) > kSplitRows)
+    launch_tiles(args, part_count(rows(args.total_q, args), args.batch, Whole::kRows),
+                 Partials<Whole>{}, stream);
+  if (rows(args.min_q, args) > kSplitRows) return;
+  const std::int64_t parts = part_count(args.total_k, args.batch, kSplitKeys);
+  const std::int64_t count = parts * Split::kPartials * args.num_kv_heads * kSplitRows;
+  const Scratch scratch(count * (Split::kHeadDim + 1) * sizeof(float), stream);
+  const Partials<Split> partials{
+      scratch.data<float>(), scratch.data<float>() + count * Split::kHeadDim, args.num_kv_heads};
+  launch_tiles(args, parts, partials, stream);
+  launch(combine_kernel<T, Split>,
+         {.grid = row_grid(args.total_q, args.num_heads), .block = kRowThreads, .stream = stream},
          args, partials);
 }
 
 template <class T, int kHeadDim>
 void launch_head_dim(const AttentionArgs<T>& args, Stream stream) {
-  if (rows(args.max_q, args) <= kSplitRows) {
-    using Split = Shape<kHeadDim, true>;
-    const std::int64_t parts = part_count(args.total_k, args.batch, kSplitKeys);
-    const std::int64_t count = parts * Split::kWarps * args.num_kv_heads * kSplitRows;
-    const Scratch scratch(count * (kHeadDim + 1) * sizeof(float), stream);
-    const Partials<Split> partials{scratch.data<float>(), scratch.data<float>() + count * kHeadDim,
-                                   args.num_kv_heads};
-    launch_tiles(args, parts, partials, stream);
-    launch(combine_kernel<T, Split>,
-           {.grid = row_grid(args.total_q, args.num_heads), .block = kRowThreads, .stream = stream},
-           args, partials);
-  } else {
-    using Whole = Shape<kHeadDim, false>;
-    launch_tiles(args, part_count(rows(args.total_q, args), args.batch, Whole::kRows),
-                 Partials<Whole>{}, stream);
-  }
+  launch_both<Shape<kHeadDim, false>, Shape<kHeadDim, true>>(args, stream);
 }
 
-template <class Shape>
+template <int kPaddedDim>
 void launch_float(const AttentionArgs<float>& args, Stream stream) {
-  const std::int64_t parts = part_count(rows(args.total_q, args), args.batch, Shape::kRows);
-  launch(attention_float_kernel<Shape>,
-         {.grid = dim3(static_cast<unsigned>(parts), static_cast<unsigned>(args.num_kv_heads)),
-          .block = Shape::kThreads,
-          .shared_bytes = Shape::kSharedFloats * sizeof(float),
-          .stream = stream},
-         args);
+  launch_both<FloatShape<kPaddedDim, false>, FloatShape<kPaddedDim, true>>(args, stream);
 }
 
 // Rows of 16-bit types are copied in chunks.
@@ -919,10 +950,11 @@ void check_chunks(const char* argument, const T* data, std::int64_t stride,
         argument, " are ", stride, " elements apart, expected less than 2^31 bytes");
 }
 
-}  // namespace
+}  // namespace attention_detail
 
 template <class T>
 void attention(const AttentionArgs<T>& args, Stream stream) {
+  using namespace attention_detail;
   if (args.weights && args.batch * args.max_q * args.max_k > 0)
     launch(weights_kernel<T>,
            {.grid = row_grid(args.batch * args.num_heads * args.max_q, 1),
@@ -931,11 +963,11 @@ void attention(const AttentionArgs<T>& args, Stream stream) {
            args);
   if (args.total_q == 0) return;
   if constexpr (std::is_same_v<T, float>) {
-    if (args.head_dim <= 32) return launch_float<FloatShape<32>>(args, stream);
-    if (args.head_dim <= 64) return launch_float<FloatShape<64>>(args, stream);
-    if (args.head_dim <= 96) return launch_float<FloatShape<96>>(args, stream);
-    if (args.head_dim <= 128) return launch_float<FloatShape<128>>(args, stream);
-    return launch_float<FloatShape<256>>(args, stream);
+    if (args.head_dim <= 32) return launch_float<32>(args, stream);
+    if (args.head_dim <= 64) return launch_float<64>(args, stream);
+    if (args.head_dim <= 96) return launch_float<96>(args, stream);
+    if (args.head_dim <= 128) return launch_float<128>(args, stream);
+    return launch_float<256>(args, stream);
   } else {
     check_chunks("q", args.q, args.q_stride, args.q_head_stride);
     check_chunks("k", args.k, args.k_stride, args.k_head_stride);

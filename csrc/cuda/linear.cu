@@ -17,7 +17,7 @@
 #include "cuda/vec.cuh"
 
 namespace softgate::cuda {
-namespace {
+namespace linear_detail {  // not without a name, so that simt finds its kernels' names
 
 // kBlocks: of a multiprocessor, as far as registers go.
 template <int kWarpRows_, int kWarpColumns_, int kWarpsDown_, int kWarpsAcross_, int kStages_,
@@ -309,9 +309,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
 
-  // Through shared memory, a row of warps at a time, for vectors of out.
+  // Through shared memory, where no copy is under way any more, a row of warps at a time, for
+  // vectors of out.
   float* const staged = reinterpret_cast<float*>(shared);
-  ptx::cp_async_wait<0>();
 #pragma unroll 1
   for (int down = 0; down < Tile::kWarpsDown; ++down) {
     __syncthreads();
@@ -349,10 +349,11 @@ void start(const LinearArgs<T>& args, Stream stream) {
          args);
 }
 
-}  // namespace
+}  // namespace linear_detail
 
 template <class T>
 void linear(const LinearArgs<T>& args, Stream stream) {
+  using namespace linear_detail;
   if constexpr (std::is_same_v<T, bfloat16>)
     check(has_bfloat16_products(),
           "linear: x is bfloat16, expected float32 or float16 on a card of "

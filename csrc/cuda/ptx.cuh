@@ -177,6 +177,21 @@ __device__ __forceinline__ Fragment ldmatrix_x4_trans(const void* row) {
 #endif
 }
 
+// 16 bytes of shared memory, aligned to 16. nvcc may split a plain load of so many into words,
+// which lanes side by side then read with bank conflicts.
+__device__ __forceinline__ uint4 ld_shared_v4_u32(const void* shared) {
+#ifdef SOFTGATE_SIMT
+  return *static_cast<const uint4*>(shared);
+#else
+  uint4 words;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(shared_address(shared))
+               : "memory");
+  return words;
+#endif
+}
+
 // 16 bytes, both sides aligned to 16; source_bytes of them are read, the others become zero
 // ("Data Movement and Conversion Instructions: cp.async").
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global,

@@ -16,6 +16,7 @@
 
 #include "cuda/kernel.cuh"
 #include "cuda/launch.h"
+#include "cuda/ptx.cuh"
 #include "cuda/runtime.h"
 #include "cuda/vec.cuh"
 #include "ops/recurrent.h"
@@ -219,7 +220,7 @@ struct SharedWeights {
     for (int chunk = 0; chunk < chunks; ++chunk) {
       body(chunk, [&](int gate, float(&w)[kVec<T>]) {
         const int place = (gate * chunks + chunk) * kChunk<T> + lane_index() * kVec<T>;
-        unpack<T>(*reinterpret_cast<const uint4*>(weights + place), w);
+        unpack<T>(ptx::ld_shared_v4_u32(weights + place), w);
       });
     }
   }

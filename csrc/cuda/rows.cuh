@@ -59,7 +59,8 @@ class Row {
     if constexpr (kInRegisters) {
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
-        if (column_of(i) < columns_) body(column_of(i), held_[i]);
+        if (column_of(i) >= columns_) break;
+        body(column_of(i), held_[i]);
       }
     } else {
       const std::int64_t step = static_cast<std::int64_t>(blockDim.x) * kWidth;
@@ -112,10 +113,11 @@ bool takes_vectors(const T* p, std::int64_t stride) {
          stride % kVec<T> == 0;
 }
 
-// Shape of a launch with kRowScratchBytes.
-inline LaunchShape row_shape(std::int64_t rows, std::int64_t columns, Stream stream) {
+// Shape of a launch. A row has up to kMaxThreads threads.
+template <int kMaxThreads = kMaxRowThreads>
+LaunchShape row_shape(std::int64_t rows, std::int64_t columns, Stream stream) {
   const std::int64_t warps = (columns + kHeld * kWarp - 1) / (kHeld * kWarp);
-  const auto threads = static_cast<unsigned>(std::min<std::int64_t>(kWarp * warps, kMaxRowThreads));
+  const auto threads = static_cast<unsigned>(std::min<std::int64_t>(kWarp * warps, kMaxThreads));
   const unsigned rows_per_block = threads == kWarp ? kWarpsPerBlock : 1;
   return {.grid = dim3(static_cast<unsigned>((rows + rows_per_block - 1) / rows_per_block)),
           .block = dim3(threads, rows_per_block),
@@ -124,10 +126,10 @@ inline LaunchShape row_shape(std::int64_t rows, std::int64_t columns, Stream str
 }
 
 // run(width, in_registers): the integral constants that a row kernel of T is launched with.
-template <class T, class Run>
+template <class T, int kMaxThreads = kMaxRowThreads, class Run>
 void with_row_form(bool vectors, std::int64_t columns, const Run& run) {
   const auto with_width = [&](auto width) {
-    if (columns <= kHeld * kMaxRowThreads)
+    if (columns <= kHeld * kMaxThreads)
       run(width, std::true_type{});
     else
       run(width, std::false_type{});

@@ -42,6 +42,7 @@ struct AttentionArgs {
   std::int64_t batch, num_heads, num_kv_heads, head_dim;
   std::int64_t total_q, total_k;
   std::int64_t max_q, max_k;  // of weights and masks; no sequence is longer
+  std::int64_t min_q;         // no sequence with queries is shorter
   std::int64_t q_stride, k_stride, v_stride, out_stride;  // elements between tokens
   std::int64_t q_head_stride, k_head_stride, v_head_stride, out_head_stride;
   std::int64_t k_row_stride, v_row_stride;  // elements between rows of a cache

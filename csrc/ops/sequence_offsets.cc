@@ -81,6 +81,15 @@ std::int64_t SequenceOffsets::longest() const {
   return length;
 }
 
+std::int64_t SequenceOffsets::shortest() const {
+  std::int64_t shortest = total();
+  for (std::int64_t i = 1; i <= batch(); ++i) {
+    const std::int64_t length = host()[i] - host()[i - 1];
+    if (length > 0) shortest = std::min(shortest, length);
+  }
+  return shortest;
+}
+
 Tensor SequenceOffsets::places(const SequenceSchedule& schedule) const {
   if (places_) return *places_;
   const Tensor all = Tensor::empty({3, batch()}, DType::int32);

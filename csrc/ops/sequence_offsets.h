@@ -31,6 +31,7 @@ class SequenceOffsets {
   std::int64_t batch() const { return cu_seqlens_.size(0) - 1; }
   std::int64_t total() const { return host()[batch()]; }
   std::int64_t longest() const;
+  std::int64_t shortest() const;  // of those that are not empty; the total where none is
 
   const Tensor& on_host() const { return on_host_; }
   const Tensor& cu_seqlens() const { return cu_seqlens_; }  // on the device

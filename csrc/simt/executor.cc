@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "simt/fiber.h"
+#include "simt/inject.h"
 #include "simt/memory.h"
 #include "simt/shadow.h"
 
@@ -37,6 +38,9 @@ constexpr std::uint64_t kStackEnd = 0x57ac4e4d57ac4e4d;  // a value that nobody 
 
 enum class State { ready, at_barrier, at_collective, at_grid_sync, done };
 
+constexpr std::ptrdiff_t kShift = 16;             // bytes by which an injected fault moves a copy
+constexpr unsigned kFlipped = 1u << (kWarp - 1);  // the bit that one flips in a mask
+
 struct Copy {
   unsigned char* shared;
   const void* global;
@@ -52,6 +56,7 @@ struct Thread {
   const char* waits_at;
   Where where;                            // of a barrier
   std::vector<std::vector<Copy>> groups;  // of copies in flight, the last one not committed
+  PointCounts passed;                     // points of each kind
 };
 
 // Lanes that wait for the others of their mask.
@@ -152,7 +157,10 @@ class Executor {
     check_shape();
     block_size = launch.block;
     grid_size = launch.grid;
+    for (std::size_t i = 0; i < kPoints; ++i)
+      failing_[i] = injected(launch.kernel, static_cast<Point>(i));
   }
+  ~Executor() { record_launch(launch_.kernel, points_, launch_.shared_bytes); }
 
   void run_grid();
 
@@ -166,6 +174,7 @@ class Executor {
   [[noreturn]] void fail(const std::string& kind, const std::string& detail);
   void async_copy(void* shared, const void* global, unsigned bytes, unsigned source_bytes);
   void async_commit() { thread_->groups.emplace_back(); }
+  unsigned given_mask(unsigned mask) { return fails(Point::mask) ? mask ^ kFlipped : mask; }
   void async_wait(int groups_left);
   Access access() const {
     return {static_cast<std::uint16_t>(thread_ - block_->threads.data()),
@@ -173,6 +182,7 @@ class Executor {
             block_->warps[static_cast<std::size_t>(thread_->warp)].barriers};
   }
   SharedMemory& shared() { return block_->shared; }
+  int lane() const { return thread_->lane; }
   bool in_thread() const { return thread_ != nullptr; }
 
  private:
@@ -182,6 +192,8 @@ class Executor {
   bool run_warp(Block& block, int warp);
   void step(Block& block, Thread& thread);
   void open_barrier(Block& block);
+  bool fails(Point point);
+  bool fails(Point point, std::size_t number, std::size_t count);
   void wait(State state, const char* at, const Where& where = {});
   void land(const std::vector<Copy>& group);
   [[noreturn]] void report_stuck(Block& block);
@@ -195,6 +207,7 @@ class Executor {
   Block* block_ = nullptr;
   Thread* thread_ = nullptr;
   std::string error_;
+  PointCounts points_{}, failing_;  // how many there are, and which of them fail
 };
 
 Executor* executor = nullptr;
@@ -225,11 +238,12 @@ void Executor::start(Block& block, uint3 index, std::size_t first_stack) {
     thread.stack = stacks.at(first_stack + i);
     thread.fiber.start(thread.stack, kStackBytes, [] { executor->run_thread(); });
     std::memcpy(thread.stack, &kStackEnd, sizeof kStackEnd);
-    thread.index = to_index(i, block_size);
+    thread.index = to_index(fails(Point::thread, i, count) ? (i + 1) % count : i, block_size);
     thread.warp = static_cast<int>(i / kWarp);
     thread.lane = static_cast<int>(i % kWarp);
     thread.state = State::ready;
     thread.groups.assign(1, {});
+    thread.passed = {};
   }
 }
 
@@ -237,17 +251,21 @@ void Executor::run_grid() {
   const std::size_t threads = std::size_t{block_size.x} * block_size.y * block_size.z;
   const auto blocks = std::uint64_t{grid_size.x} * grid_size.y * grid_size.z;
   const std::vector<int> sequence = order_.of(static_cast<int>(blocks));
+  const auto place = [&](int i) {
+    const auto block = static_cast<std::uint64_t>(i);
+    return to_index(fails(Point::block, block, blocks) ? (block + 1) % blocks : block, grid_size);
+  };
   if (!launch_.cooperative) {
     Block block;
     for (const int i : sequence) {
-      start(block, to_index(static_cast<std::uint64_t>(i), grid_size), 0);
+      start(block, place(i), 0);
       if (!run_block(block)) report_stuck(block);
     }
     return;
   }
   std::vector<Block> resident(sequence.size());
   for (std::size_t i = 0; i < resident.size(); ++i)
-    start(resident[i], to_index(static_cast<std::uint64_t>(sequence[i]), grid_size), i * threads);
+    start(resident[i], place(sequence[i]), i * threads);
   for (bool all_done = false; !all_done;) {
     all_done = true;
     for (Block& block : resident) all_done &= run_block(block);
@@ -313,7 +331,22 @@ void Executor::wait(State state, const char* at, const Where& where) {
   thread_->fiber.leave();
 }
 
+// Is this thread's next point of this kind the one to fail?
+bool Executor::fails(Point point) {
+  const auto kind = static_cast<std::size_t>(point);
+  const int number = thread_->passed[kind]++;
+  points_[kind] = std::max(points_[kind], thread_->passed[kind]);
+  return number == failing_[kind];
+}
+
+bool Executor::fails(Point point, std::size_t number, std::size_t count) {
+  const auto kind = static_cast<std::size_t>(point);
+  points_[kind] = static_cast<int>(count);
+  return static_cast<int>(number) == failing_[kind];
+}
+
 void Executor::barrier(const Where& where) {
+  if (fails(Point::barrier)) return;
   Block& block = *block_;
   if (block.at_barrier == 0) {
     block.barrier_site = where;
@@ -329,6 +362,7 @@ void Executor::barrier(const Where& where) {
 
 void Executor::grid_sync(const Where& where) {
   if (!launch_.cooperative) fail("grid barrier", "the launch is not cooperative");
+  if (fails(Point::grid_barrier)) return;
   ++block_->at_grid_sync;
   wait(State::at_grid_sync, "grid_sync", where);
 }
@@ -336,7 +370,10 @@ void Executor::grid_sync(const Where& where) {
 void Executor::warp_barrier(unsigned mask) {
   const char none = 0;
   char unused = 0;
-  meet("__syncwarp", mask, &none, &unused, [](void*, const void* const*, void* const*) {}, nullptr);
+  if (fails(Point::warp_barrier)) return;
+  meet(
+      "__syncwarp", given_mask(mask), &none, &unused,
+      [](void*, const void* const*, void* const*) {}, nullptr);
 }
 
 void Executor::meet(const char* name, unsigned mask, const void* in, void* out,
@@ -378,6 +415,7 @@ void Executor::async_copy(void* shared, const void* global, unsigned bytes, unsi
     fail("asynchronous copy", "copies " + std::to_string(bytes) + " bytes");
   if (misaligned(shared) || (source_bytes > 0 && misaligned(global)))
     fail("asynchronous copy", "is not aligned to its " + std::to_string(bytes) + " bytes");
+  if (fails(Point::copy)) shared = static_cast<unsigned char*>(shared) + kShift;
   if (const char* wrong = block_->shared.start_copy(shared, bytes, access()))
     fail("asynchronous copy", wrong);
   thread_->groups.back().push_back(
@@ -385,6 +423,7 @@ void Executor::async_copy(void* shared, const void* global, unsigned bytes, unsi
 }
 
 void Executor::async_wait(int groups_left) {
+  if (fails(Point::wait)) return;
   auto& groups = thread_->groups;
   while (groups.size() > static_cast<std::size_t>(groups_left) + 1) {
     land(groups.front());
@@ -459,6 +498,8 @@ void run(const Launch& launch, void (*call)(void* context), void* context) {
 }
 
 unsigned char* shared_memory() { return executor->shared().data(); }
+int lane() { return executor->lane(); }
+unsigned given_mask(unsigned mask) { return executor->given_mask(mask); }
 void barrier(Where where) { executor->barrier(where); }
 void warp_barrier(unsigned mask) { executor->warp_barrier(mask); }
 void grid_sync(Where where) { executor->grid_sync(where); }

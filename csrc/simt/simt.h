@@ -72,6 +72,7 @@ extern uint3 thread_index, block_index;
 extern dim3 block_size, grid_size;
 
 unsigned char* shared_memory();
+int lane();
 
 void barrier(Where where);
 void warp_barrier(unsigned mask);
@@ -88,6 +89,9 @@ void async_wait(int groups_left);
 
 // An atomic operation on p is about to happen.
 void note_update(const void* p, std::size_t bytes);
+
+// The mask that a warp function was given, or a wrong one (inject.h).
+unsigned given_mask(unsigned mask);
 
 // The lanes of `mask` meet; the last one calls run(meaning, inputs, outputs), where an absent lane
 // has null pointers.
@@ -128,6 +132,7 @@ struct Shuffled {
 
 template <class T>
 T shuffle(const char* name, unsigned mask, T value, int source) {
+  mask = given_mask(mask);
   return warp_collective<Shuffled<T>, T>(
       name, {value, source, mask},
       [](const Shuffled<T>(&lanes)[kWarp], T(&results)[kWarp]) {
@@ -141,11 +146,6 @@ T shuffle(const char* name, unsigned mask, T value, int source) {
       mask);
 }
 
-inline int lane() {
-  return static_cast<int>(
-      (thread_index.x + block_size.x * (thread_index.y + block_size.y * thread_index.z)) % kWarp);
-}
-
 inline unsigned vote(const char* name, unsigned mask, bool mine) {
   return warp_collective<int, unsigned>(
       name, mine ? 1 : 0,
@@ -154,7 +154,7 @@ inline unsigned vote(const char* name, unsigned mask, bool mine) {
         for (int i = 0; i < kWarp; ++i) ballot |= static_cast<unsigned>(lanes[i]) << i;
         for (unsigned& result : results) result = ballot;
       },
-      mask);
+      given_mask(mask));
 }
 
 // Runs on one system thread, so that a plain update is atomic; the sanitizer must not call it a
