@@ -19,8 +19,19 @@ Inputs = dict[str, Any]
 
 ALIGNMENT = 16  # floats: a cache line
 
-KERNELS = ("linear", "attention", "add_norm", "embedding", "softmax", "pool", "normalize")
-MODELS = ("bert", "g2p")
+KERNELS = (
+    "linear",
+    "attention",
+    "cached_attention",
+    "add_norm",
+    "embedding",
+    "rotary",
+    "sample",
+    "softmax",
+    "pool",
+    "normalize",
+)
+MODELS = ("bert", "g2p", "gpt")
 RECURRENT = ("recurrent",)
 
 
@@ -57,6 +68,11 @@ class Case(ABC):
     def work(self) -> Work: ...
 
     @property
+    def units(self) -> int:
+        """Tokens that one run goes through, 0 where their rate says nothing."""
+        return 0
+
+    @property
     def group(self) -> str:
         """Cases of one group are summed up together."""
         return ""
@@ -76,8 +92,8 @@ class Case(ABC):
     @abstractmethod
     def softgate(self, inputs: Inputs) -> Call: ...
 
-    @abstractmethod
-    def torch(self, inputs: Inputs) -> Call: ...
+    def torch(self, inputs: Inputs) -> Call:
+        raise NotImplementedError(f"{self.name} names torch among its engines, and has none")
 
     def torch_compile(self, inputs: Inputs) -> Call:
         import torch

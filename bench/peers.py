@@ -27,10 +27,12 @@ LOGS = ROOT / "build" / "bench-cache" / "logs"
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine's name for people and the packages it needs, its own first."""
+    """An engine's name for people and the packages it needs, its own first; `distribution`: what
+    that one is installed as, where it has another name."""
 
     label: str
     packages: tuple[str, ...]
+    distribution: str | None = None
 
     @property
     def is_peer(self) -> bool:
@@ -46,6 +48,8 @@ ENGINES = {
     "onnxruntime": Engine("ONNX Runtime", ("onnxruntime", "onnx", "torch", "transformers")),
     "openvino": Engine("OpenVINO", ("openvino", "onnx", "torch", "transformers")),
     "ctranslate2": Engine("CTranslate2", ("ctranslate2", "torch", "transformers")),
+    "llama_cpp": Engine("llama.cpp", ("llama_cpp",), "llama-cpp-python"),
+    "llama_cpp_q4_0": Engine("llama.cpp Q4_0", ("llama_cpp", "gguf"), "llama-cpp-python"),
     "numpy": Engine("NumPy", ("numpy",)),
 }
 
@@ -60,7 +64,7 @@ def missing_packages(engine: str) -> list[str]:
 
 def version(engine: str) -> str:
     try:
-        return metadata.version(ENGINES[engine].packages[0])
+        return metadata.version(ENGINES[engine].distribution or ENGINES[engine].packages[0])
     except metadata.PackageNotFoundError:
         return "from the checkout"
 

@@ -25,8 +25,11 @@ def milliseconds(seconds: float) -> str:
 
 
 def rate(result: CaseResult, seconds: float, limits: Limits) -> str:
-    """GFLOP/s where arithmetic bounds the case, GB/s where memory does."""
+    """Tokens a second where the case counts them; else GFLOP/s where arithmetic bounds the case,
+    GB/s where memory does."""
     work = result.work
+    if result.units:
+        return f"{digits(result.units / seconds)} tokens/s"
     if limits.is_arithmetic(work):
         return f"{digits(work.flops / seconds / 1e9)} GFLOP/s"
     return f"{digits(work.bytes / seconds / 1e9)} GB/s"
@@ -70,7 +73,7 @@ def case_lines(result: CaseResult, limits: Limits) -> list[str]:
         elif engine == "softgate" and (speedup := result.speedup()) is not None:
             note = f"{speedup:.2f} x best peer"
         lines.append(
-            f"{times}{rate(result, median, limits):>13}{limit / median:>6.0%} of limit  "
+            f"{times}{rate(result, median, limits):>16}{limit / median:>6.0%} of limit  "
             f"{note}".rstrip()
         )
     return lines
@@ -217,7 +220,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_roofline(path: Path, results: Sequence[CaseResult], limits: Limits) -> None:
     """GFLOP/s over intensity, under the roofs that the limits make (Williams et al. 2009)."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
     intensities = [result.work.intensity for result in results]
     left, right = min(intensities) / 3, max(intensities) * 3
@@ -267,12 +270,12 @@ def write_roofline(path: Path, results: Sequence[CaseResult], limits: Limits) ->
         title=f"kernels, {limits.threads} threads, {cpu_name()}",
     )
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def write_bars(path: Path, results: Sequence[CaseResult], limits: Limits) -> None:
     """Milliseconds an engine needs, a panel a case, with the limit as a line."""
-    plt = _pyplot()
+    plt = pyplot()
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
     figure, grid = plt.subplots(
@@ -303,10 +306,10 @@ def write_bars(path: Path, results: Sequence[CaseResult], limits: Limits) -> Non
         axes.set_title(result.name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.set_xlabel("ms (dashed: hardware limit)", fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("agg")
@@ -320,13 +323,14 @@ def _colors(results: Sequence[CaseResult]) -> dict[str, str]:
     present = {engine for result in results for engine in result.engines}
     palette = (
         *("tab:red", "tab:pink", "tab:brown"),  # softgate's
-        *("tab:orange", "tab:olive", "tab:blue", "tab:purple", "tab:green", "tab:gray"),
+        *("tab:orange", "tab:olive", "tab:blue", "tab:purple", "tab:green", "tab:cyan"),
+        *("teal", "tab:gray"),
     )
     return {
         engine: color for engine, color in zip(ENGINES, palette, strict=True) if engine in present
     }
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

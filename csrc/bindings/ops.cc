@@ -9,11 +9,14 @@
 #include "core/check.h"
 #include "ops/add_norm.h"
 #include "ops/attention.h"
+#include "ops/cached_attention.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/normalize.h"
 #include "ops/pool.h"
 #include "ops/recurrent.h"
+#include "ops/rotary.h"
+#include "ops/sample.h"
 #include "ops/softmax.h"
 
 namespace softgate::bindings {
@@ -89,8 +92,11 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle cu_seq
   const Tensor q_ = to_tensor({"attention", "q"}, q);
   const Tensor k_ = to_tensor({"attention", "k"}, k);
   const Tensor v_ = to_tensor({"attention", "v"}, v);
-  const Tensor lens_q = to_tensor({"attention", "cu_seqlens_q", "int32"}, cu_seqlens_q);
-  const Tensor lens_k = to_tensor({"attention", "cu_seqlens_k", "int32"}, cu_seqlens_k);
+  const SequenceOffsets lens_q = to_offsets({"attention", "cu_seqlens_q", "int32"}, cu_seqlens_q);
+  const SequenceOffsets lens_k =
+      cu_seqlens_k.is(cu_seqlens_q)
+          ? lens_q
+          : to_offsets({"attention", "cu_seqlens_k", "int32"}, cu_seqlens_k);
   const AttentionOptions options{
       .scale = scale,
       .causal = causal,
@@ -110,6 +116,31 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle cu_seq
   if (result.lse) all.append(to_result(*std::move(result.lse), q, py::none()));
   if (result.weights) all.append(to_result(*std::move(result.weights), q, py::none()));
   return py::tuple(all);
+}
+
+py::object cached_attention(py::handle q, py::handle k_cache, py::handle v_cache,
+                            py::handle cu_seqlens_q, py::handle lengths_k, py::handle cache_rows,
+                            std::optional<double> scale,
+                            std::pair<std::int64_t, std::int64_t> window, bool causal,
+                            double softcap, py::handle out) {
+  const char* op = "cached_attention";
+  const Tensor q_ = to_tensor({op, "q"}, q);
+  const Tensor k_ = to_tensor({op, "k_cache"}, k_cache);
+  const Tensor v_ = to_tensor({op, "v_cache"}, v_cache);
+  const Tensor lens_q = to_tensor({op, "cu_seqlens_q", "int32"}, cu_seqlens_q);
+  const Tensor lens_k = to_tensor({op, "lengths_k", "int32"}, lengths_k);
+  const CachedAttentionOptions options{
+      .cache_rows = to_optional_tensor({op, "cache_rows", "int32"}, cache_rows),
+      .scale = scale,
+      .window = window,
+      .causal = causal,
+      .softcap = softcap,
+  };
+  auto out_ = to_optional_tensor({op, "out"}, out);
+  Tensor result = without_gil([&] {
+    return softgate::cached_attention(q_, k_, v_, lens_q, lens_k, options, std::move(out_));
+  });
+  return to_result(std::move(result), q, out);
 }
 
 py::object add_layer_norm(py::handle x, py::handle residual, py::handle weight, py::handle bias,
@@ -165,10 +196,14 @@ py::object softmax(py::handle x, py::handle out) {
 
 py::object pool(py::handle x, py::handle cu_seqlens, const std::string& mode, py::handle out) {
   const Tensor x_ = to_tensor({"pool", "x"}, x);
-  const Tensor cu_seqlens_ = to_tensor({"pool", "cu_seqlens", "int32"}, cu_seqlens);
   auto out_ = to_optional_tensor({"pool", "out"}, out);
+  const auto run = [&](const auto& cu_seqlens_) {
+    return without_gil([&] { return softgate::pool(x_, cu_seqlens_, mode, std::move(out_)); });
+  };
+  // Kernels read the offsets: where they are but an array, none are fetched.
+  const SequenceOffsets* offsets = as_offsets(cu_seqlens);
   Tensor result =
-      without_gil([&] { return softgate::pool(x_, cu_seqlens_, mode, std::move(out_)); });
+      offsets ? run(*offsets) : run(to_tensor({"pool", "cu_seqlens", "int32"}, cu_seqlens));
   return to_result(std::move(result), x, out);
 }
 
@@ -191,6 +226,58 @@ RecurrentWeight pack_recurrent(const std::string& kind, py::handle weight_ih, py
   return without_gil([&] { return RecurrentWeight(kind, ih, hh, bias_ih_, bias_hh_, hr, dtype); });
 }
 
+py::object rotary(py::handle qkv, py::handle cu_seqlens, py::handle starts, py::handle k_cache,
+                  py::handle v_cache, std::int64_t num_heads, py::handle cos, py::handle sin,
+                  py::handle q_norm, py::handle k_norm, double eps, bool interleaved,
+                  py::handle cache_rows, py::handle out) {
+  const char* op = "rotary";
+  const Tensor qkv_ = to_tensor({op, "qkv"}, qkv);
+  const Tensor cu_seqlens_ = to_tensor({op, "cu_seqlens", "int32"}, cu_seqlens);
+  const Tensor starts_ = to_tensor({op, "starts", "int32"}, starts);
+  const Tensor k_ = to_tensor({op, "k_cache"}, k_cache);
+  const Tensor v_ = to_tensor({op, "v_cache"}, v_cache);
+  const RotaryOptions options{
+      .num_heads = num_heads,
+      .cos = to_optional_tensor({op, "cos"}, cos),
+      .sin = to_optional_tensor({op, "sin"}, sin),
+      .q_norm = to_optional_tensor({op, "q_norm"}, q_norm),
+      .k_norm = to_optional_tensor({op, "k_norm"}, k_norm),
+      .eps = eps,
+      .interleaved = interleaved,
+      .cache_rows = to_optional_tensor({op, "cache_rows", "int32"}, cache_rows),
+  };
+  auto out_ = to_optional_tensor({op, "out"}, out);
+  Tensor result = without_gil([&] {
+    return softgate::rotary(qkv_, cu_seqlens_, starts_, k_, v_, options, std::move(out_));
+  });
+  return to_result(std::move(result), qkv, out);
+}
+
+py::object penalize(py::handle logits, py::handle ids, py::handle cu_ids, double penalty) {
+  const Tensor logits_ = to_tensor({"penalize", "logits"}, logits);
+  const Tensor ids_ = to_tensor({"penalize", "ids", "int32"}, ids);
+  const Tensor cu_ids_ = to_tensor({"penalize", "cu_ids", "int32"}, cu_ids);
+  without_gil([&] { softgate::penalize(logits_, ids_, cu_ids_, penalty); });
+  return py::reinterpret_borrow<py::object>(logits);
+}
+
+py::object sample(py::handle logits, py::handle random, double temperature, std::int64_t top_k,
+                  double top_p, double min_p) {
+  const Tensor logits_ = to_tensor({"sample", "logits"}, logits);
+  const Tensor random_ = to_tensor({"sample", "random"}, random);
+  const Sampling sampling{
+      .temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p};
+  Tensor result = without_gil([&] { return softgate::sample(logits_, random_, sampling); });
+  return to_result(std::move(result), logits, py::none());
+}
+
+py::object token_logprobs(py::handle logits, py::handle ids) {
+  const Tensor logits_ = to_tensor({"token_logprobs", "logits"}, logits);
+  const Tensor ids_ = to_tensor({"token_logprobs", "ids", "int32"}, ids);
+  Tensor result = without_gil([&] { return softgate::token_logprobs(logits_, ids_); });
+  return to_result(std::move(result), logits, py::none());
+}
+
 const RecurrentWeight& to_recurrent_weight(const char* op, py::handle object) {
   py::detail::make_caster<RecurrentWeight> caster;
   if (!caster.load(object, false) || object.is_none()) {
@@ -205,7 +292,7 @@ py::tuple recurrent(const std::string& op, py::handle x, py::handle cu_seqlens,
                     const std::string& direction, py::handle out) {
   const char* name = op.c_str();
   const Tensor x_ = to_tensor({name, "x"}, x);
-  const Tensor cu_seqlens_ = to_tensor({name, "cu_seqlens", "int32"}, cu_seqlens);
+  const SequenceOffsets cu_seqlens_ = to_offsets({name, "cu_seqlens", "int32"}, cu_seqlens);
   std::vector<const RecurrentWeight*> weights_;
   for (const py::handle weight : weights) weights_.push_back(&to_recurrent_weight(name, weight));
   const auto h0_ = to_optional_tensor({name, "h0"}, h0);
@@ -317,6 +404,9 @@ void register_ops(py::module_& m) {
   m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("cu_seqlens_q"),
         arg("cu_seqlens_k"), arg("scale"), arg("causal"), arg("window"), arg("mask"),
         arg("softcap"), arg("return_lse"), arg("return_weights"), arg("out"));
+  m.def("cached_attention", &cached_attention, arg("q"), arg("k_cache"), arg("v_cache"),
+        arg("cu_seqlens_q"), arg("lengths_k"), arg("cache_rows"), arg("scale"), arg("window"),
+        arg("causal"), arg("softcap"), arg("out"));
   m.def("add_layer_norm", &add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"),
         arg("eps"), arg("out"), arg("sum_out"));
   m.def("add_rms_norm", &add_rms_norm, arg("x"), arg("residual"), arg("weight"), arg("eps"),
@@ -331,6 +421,13 @@ void register_ops(py::module_& m) {
   m.def("softmax", &softmax, arg("x"), arg("out"));
   m.def("pool", &pool, arg("x"), arg("cu_seqlens"), arg("mode"), arg("out"));
   m.def("normalize", &normalize, arg("x"), arg("eps"), arg("out"));
+  m.def("penalize", &penalize, arg("logits"), arg("ids"), arg("cu_ids"), arg("penalty"));
+  m.def("rotary", &rotary, arg("qkv"), arg("cu_seqlens"), arg("starts"), arg("k_cache"),
+        arg("v_cache"), arg("num_heads"), arg("cos"), arg("sin"), arg("q_norm"), arg("k_norm"),
+        arg("eps"), arg("interleaved"), arg("cache_rows"), arg("out"));
+  m.def("sample", &sample, arg("logits"), arg("random"), arg("temperature"), arg("top_k"),
+        arg("top_p"), arg("min_p"));
+  m.def("token_logprobs", &token_logprobs, arg("logits"), arg("ids"));
 }
 
 }  // namespace softgate::bindings

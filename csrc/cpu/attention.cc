@@ -1,19 +1,13 @@
 // attention in tiles. A task is a chunk of the rows of one key-value head. Blocks of keys and
 // values are packed in panels as they come, so that both products run on the register tile
 // (tile.h); the softmax is online: the accumulated output shrinks when a row's maximum grows.
-#include "ops/attention.h"
-
-#include "cpu/rows.h"
-#include "cpu/simd_math.h"
-#include "cpu/tile.h"
+#include "cpu/attention.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
 void attention(const AttentionArgs<float>& args);
 
 namespace {
-
-constexpr float kInf = __builtin_inff();
 
 // Fixed, so that a query's result depends on its own sequence alone. The pieces of a task fit L2.
 constexpr std::int64_t kBlockKeys = 128;
@@ -22,17 +16,6 @@ constexpr std::int64_t kChunkElements = 32768;  // of a chunk's accumulators
 // A head's rows lie pages apart, where the hardware does not prefetch.
 constexpr std::int64_t kRowsAhead = 8;
 static_assert(kTileRows <= kLanes);
-
-SG_INLINE std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
-  return min_int(max_int(x, low), high);
-}
-SG_INLINE std::int64_t round_up(std::int64_t x, std::int64_t multiple) {
-  return ceil_div(x, multiple) * multiple;
-}
-
-struct Range {
-  std::int64_t begin, end;
-};
 
 // The rows of one register tile, and the keys that bounds leave to at least one and to all of them.
 struct Strip {
@@ -64,9 +47,11 @@ class Chunk {
         std::int64_t kv_head, std::int64_t chunk)
       : args_(args), sizes_(sizes), sequence_(sequence), kv_head_(kv_head) {
     first_query_ = args.cu_seqlens_q[sequence];
-    first_key_ = args.cu_seqlens_k[sequence];
     len_q_ = args.cu_seqlens_q[sequence + 1] - first_query_;
-    len_k_ = args.cu_seqlens_k[sequence + 1] - first_key_;
+    const Keys keys = keys_of_sequence(args, sequence);
+    len_k_ = keys.length;
+    k_ = keys.k + kv_head * args.k_head_stride;
+    v_ = keys.v + kv_head * args.v_head_stride;
     first_row_ = chunk * sizes.chunk_rows;
     rows_ = min_int(len_q_ * sizes.group - first_row_, sizes.chunk_rows);
   }
@@ -107,14 +92,8 @@ class Chunk {
     }
   }
 
-  // Keys that the causal bound and the window leave to a query.
   Range keys_of(std::int64_t query) const {
-    const std::int64_t position = query + len_k_ - len_q_;
-    const std::int64_t begin =
-        args_.window_left < 0 ? 0 : clamp(position - args_.window_left, 0, len_k_);
-    const std::int64_t end =
-        args_.window_right < 0 ? len_k_ : clamp(position + args_.window_right + 1, begin, len_k_);
-    return {begin, end};
+    return keys_in_sight(args_, query + len_k_ - len_q_, len_k_);
   }
 
   void take_scratch() {
@@ -170,7 +149,7 @@ class Chunk {
 
   void load_queries() {
     const std::int64_t dim = args_.head_dim;
-    const vf scale = set1(args_.softcap > 0.0f ? args_.scale / args_.softcap : args_.scale);
+    const vf scale = set1(query_scale(args_));
     for_each_row(0, rows_, [&](std::int64_t row, std::int64_t query, std::int64_t head) {
       const float* from =
           args_.q + (first_query_ + query) * args_.q_stride + head * args_.q_head_stride;
@@ -184,8 +163,7 @@ class Chunk {
 
   // Panels [head_dim, kPanel] of kPanel keys each, the last filled up with zeros.
   void load_keys(Range block) {
-    const float* k =
-        args_.k + (first_key_ + block.begin) * args_.k_stride + kv_head_ * args_.k_head_stride;
+    const float* k = k_ + block.begin * args_.k_stride;
     const std::int64_t count = block.end - block.begin, dim = args_.head_dim;
     const std::int64_t stride = args_.k_stride;
     for (std::int64_t j = 0; j < round_up(count, kPanel); j += kLanes, k += kLanes * stride) {
@@ -219,8 +197,7 @@ class Chunk {
 
   // Panels [keys, kPanel] of kPanel columns each, the last filled up with zeros.
   void load_values(Range block) {
-    const float* v =
-        args_.v + (first_key_ + block.begin) * args_.v_stride + kv_head_ * args_.v_head_stride;
+    const float* v = v_ + block.begin * args_.v_stride;
     const std::int64_t count = block.end - block.begin, dim = args_.head_dim;
     const std::int64_t stride = args_.v_stride, panel = sizes_.block_keys * kPanel;
     for (std::int64_t j = 0; j < count; ++j, v += stride) {
@@ -283,16 +260,11 @@ class Chunk {
     if (!bounded && !masked && args_.softcap == 0.0f) return;
     const auto body = [&](std::int64_t row, std::int64_t query, std::int64_t head) {
       float* s = scores_ + (row - strip.row) * kBlockKeys;
-      if (args_.softcap > 0.0f) cap(s, whole);
+      if (args_.softcap > 0.0f) cap(s, whole, args_.softcap);
       if (masked) mask(s, mask_offset(query, head) + block.begin, whole, block.end - block.begin);
       if (bounded) bound(s, keys_of(query), whole, block.begin);
     };
     for_each_row(strip.row, strip.row + strip.rows, body);
-  }
-
-  void cap(float* s, Range columns) const {
-    for (std::int64_t j = columns.begin; j < columns.end; j += kLanes)
-      store(s + j, mul(tanh(load(s + j)), set1(args_.softcap)));
   }
 
   // count: keys in the block; the mask may end there.
@@ -304,39 +276,6 @@ class Chunk {
                        ? select(nonzero_bytes(args_.bool_mask + offset + j, n), x, set1(-kInf))
                        : add(x, load_n(args_.add_mask + offset + j, n)));
     }
-  }
-
-  static void bound(float* s, Range keys, Range columns, std::int64_t first_key) {
-    const vf begin = set1(static_cast<float>(clamp(keys.begin - first_key, 0, columns.end)));
-    const vf end = set1(static_cast<float>(clamp(keys.end - first_key, 0, columns.end)));
-    for (std::int64_t j = columns.begin; j < columns.end; j += kLanes) {
-      const vf index = add(iota(), set1(static_cast<float>(j)));
-      const vf x = select(less(index, begin), set1(-kInf), load(s + j));
-      store(s + j, select(less(index, end), x, set1(-kInf)));
-    }
-  }
-
-  // What to subtract from a row's scores: nothing while all of them are -inf.
-  static vf shift_of(vf maxima) { return select(less(set1(-kInf), maxima), maxima, zero()); }
-
-  // s = exp(s - shift); returns the sum.
-  static float exponentiate_row(float* s, std::int64_t begin, std::int64_t end, vf shift) {
-    vf total[2] = {zero(), zero()};
-    const auto step = [&]<int N>(vf(&x)[N], std::int64_t j) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) x[i] = sub(load(s + j + i * kLanes), shift);
-      exp_nonpositive(x);
-#pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) {
-        store(s + j + i * kLanes, x[i]);
-        total[i % 2] = add(total[i % 2], x[i]);
-      }
-    };
-    vf four[4], two[2];
-    std::int64_t j = begin;
-    for (; j + 2 * kPanel <= end; j += 2 * kPanel) step(four, j);
-    if (j < end) step(two, j);
-    return sum(add(total[0], total[1]));
   }
 
   // Scores become weights relative to the row's maximum so far.
@@ -428,7 +367,8 @@ class Chunk {
   const AttentionArgs<float>& args_;
   const Sizes& sizes_;
   std::int64_t sequence_, kv_head_;
-  std::int64_t first_query_, first_key_, len_q_, len_k_;
+  const float *k_, *v_;  // of the key-value head
+  std::int64_t first_query_, len_q_, len_k_;
   std::int64_t first_row_, rows_;
   std::int64_t strip_count_ = 0;
   Strip* strips_ = nullptr;
@@ -446,12 +386,14 @@ std::int64_t first_slot(const AttentionArgs<float>& args, const Sizes& sizes,
   return args.cu_seqlens_q[sequence] * sizes.group / sizes.chunk_rows + sequence;
 }
 
-void run_task(const AttentionArgs<float>& args, const Sizes& sizes, std::int64_t task) {
+void run_task(const AttentionArgs<float>& args, const Sizes& sizes, std::int64_t min_queries,
+              std::int64_t task) {
   std::int64_t sequence = 0;
   for (std::int64_t end = args.batch; end - sequence > 1;) {
     const std::int64_t middle = (sequence + end) / 2;
     (first_slot(args, sizes, middle) * args.num_kv_heads <= task ? sequence : end) = middle;
   }
+  if (args.cu_seqlens_q[sequence + 1] - args.cu_seqlens_q[sequence] < min_queries) return;
   const std::int64_t first = first_slot(args, sizes, sequence);
   const std::int64_t slots = first_slot(args, sizes, sequence + 1) - first;
   const std::int64_t local = task - first * args.num_kv_heads;
@@ -470,13 +412,17 @@ void clear_weights(const AttentionArgs<float>& args) {
 
 }  // namespace
 
-void attention(const AttentionArgs<float>& args) {
-  if (args.weights) clear_weights(args);
+void attend_in_tiles(const AttentionArgs<float>& args, std::int64_t min_queries) {
   const Sizes sizes(args);
   const std::int64_t tasks = first_slot(args, sizes, args.batch) * args.num_kv_heads;
   parallel_for(tasks, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t task = begin; task < end; ++task) run_task(args, sizes, task);
+    for (std::int64_t task = begin; task < end; ++task) run_task(args, sizes, min_queries, task);
   });
+}
+
+void attention(const AttentionArgs<float>& args) {
+  if (args.weights) clear_weights(args);
+  attend_in_tiles(args, 0);
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

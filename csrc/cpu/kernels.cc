@@ -7,6 +7,7 @@ namespace softgate::cpu::SOFTGATE_ISA {
 
 void add_norm(const AddNormArgs<float>&);
 void attention(const AttentionArgs<float>&);
+void cached_attention(const CachedAttentionArgs<float>&);
 void embedding(const EmbeddingArgs<float>&);
 void gather(const GatherArgs&);
 void gru(const RecurrentArgs&);
@@ -16,17 +17,22 @@ void lstm(const RecurrentArgs&);
 void normalize(const NormalizeArgs<float>&);
 void pack(const PackArgs&);
 std::int64_t panel_bytes(const PanelFormat&, std::int64_t in_features);
+void penalize(const PenalizeArgs&);
 void pool(const PoolArgs<float>&);
 void restore_panel(const PanelArgs&);
 void rnn(const RecurrentArgs&);
+void rotary(const RotaryArgs<float>&);
+void sample(const SampleArgs&);
 void softmax(const SoftmaxArgs<float>&);
 void store_panel(const PanelArgs&);
 std::int64_t stored_panel_bytes(DType, std::int64_t depth);
+void token_logprobs(const TokenLogprobsArgs&);
 void unpack(const PackArgs&);
 
 const Kernels kernels = {
     .add_norm = add_norm,
     .attention = attention,
+    .cached_attention = cached_attention,
     .embedding = embedding,
     .gather = gather,
     .gru = gru,
@@ -36,12 +42,16 @@ const Kernels kernels = {
     .normalize = normalize,
     .pack = pack,
     .panel_bytes = panel_bytes,
+    .penalize = penalize,
     .pool = pool,
     .restore_panel = restore_panel,
     .rnn = rnn,
+    .rotary = rotary,
+    .sample = sample,
     .softmax = softmax,
     .store_panel = store_panel,
     .stored_panel_bytes = stored_panel_bytes,
+    .token_logprobs = token_logprobs,
     .unpack = unpack,
     .panel_width = kPanel,
 };

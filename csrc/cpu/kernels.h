@@ -3,11 +3,14 @@
 
 #include "ops/add_norm.h"
 #include "ops/attention.h"
+#include "ops/cached_attention.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/normalize.h"
 #include "ops/pool.h"
 #include "ops/recurrent.h"
+#include "ops/rotary.h"
+#include "ops/sample.h"
 #include "ops/softmax.h"
 
 namespace softgate::cpu {
@@ -15,6 +18,7 @@ namespace softgate::cpu {
 struct Kernels {
   void (*add_norm)(const AddNormArgs<float>&);
   void (*attention)(const AttentionArgs<float>&);
+  void (*cached_attention)(const CachedAttentionArgs<float>&);
   void (*embedding)(const EmbeddingArgs<float>&);
   void (*gather)(const GatherArgs&);
   void (*gru)(const RecurrentArgs&);
@@ -24,12 +28,16 @@ struct Kernels {
   void (*normalize)(const NormalizeArgs<float>&);
   void (*pack)(const PackArgs&);
   std::int64_t (*panel_bytes)(const PanelFormat&, std::int64_t in_features);
+  void (*penalize)(const PenalizeArgs&);
   void (*pool)(const PoolArgs<float>&);
   void (*restore_panel)(const PanelArgs&);
   void (*rnn)(const RecurrentArgs&);
+  void (*rotary)(const RotaryArgs<float>&);
+  void (*sample)(const SampleArgs&);
   void (*softmax)(const SoftmaxArgs<float>&);
   void (*store_panel)(const PanelArgs&);
   std::int64_t (*stored_panel_bytes)(DType, std::int64_t depth);
+  void (*token_logprobs)(const TokenLogprobsArgs&);
   void (*unpack)(const PackArgs&);
   int panel_width;  // columns of one packed panel (ops/linear.h)
 };

@@ -65,6 +65,7 @@ SG_INLINE Finish finish_of(Activation activation) {
     case Activation::gelu_tanh: return finish_block<Activation::gelu_tanh, Gated>;
     case Activation::relu: return finish_block<Activation::relu, Gated>;
     case Activation::silu: return finish_block<Activation::silu, Gated>;
+    case Activation::tanh: return finish_block<Activation::tanh, Gated>;
   }
   return nullptr;
 }

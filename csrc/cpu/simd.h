@@ -17,6 +17,7 @@
 //   iota()                         0, 1, 2, ...
 //   sum, hmax                      over all lanes, in a fixed order
 //   transpose(rows)                of kLanes vectors
+//   row_sums(rows)                 sum(rows[i]) in lane i, of kLanes vectors
 //   load_bfloat16(p, low, high)    2 * kLanes values from words that hold value i in the lower half
 //                                  and value i + kLanes in the upper one
 //

@@ -71,6 +71,18 @@ SG_INLINE float hmax(vf v) {
   const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
   return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
+SG_INLINE vf row_sums(vf (&rows)[8]) {
+  vf halves[4];  // the 128-bit lanes of halves[i] belong to rows i and i + 4
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    halves[i] = add(_mm256_permute2f128_ps(rows[i], rows[i + 4], 0x20),
+                    _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x31));
+  const vf first = add(_mm256_shuffle_ps(halves[0], halves[1], 0x44),
+                       _mm256_shuffle_ps(halves[0], halves[1], 0xee));
+  const vf last = add(_mm256_shuffle_ps(halves[2], halves[3], 0x44),
+                      _mm256_shuffle_ps(halves[2], halves[3], 0xee));
+  return add(_mm256_shuffle_ps(first, last, 0x88), _mm256_shuffle_ps(first, last, 0xdd));
+}
 SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   low = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));

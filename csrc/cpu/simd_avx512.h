@@ -91,6 +91,25 @@ SG_INLINE float hmax(vf v) {
   const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
   return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
+SG_INLINE vf row_sums(vf (&rows)[16]) {
+  vf halves[8], quarters[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const int row = i < 4 ? i : i + 4;
+    halves[i] = add(_mm512_shuffle_f32x4(rows[row], rows[row + 4], 0x44),
+                    _mm512_shuffle_f32x4(rows[row], rows[row + 4], 0xee));
+  }
+  // The 128-bit lanes of quarters[i] belong to rows i, i + 4, i + 8 and i + 12.
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    quarters[i] = add(_mm512_shuffle_f32x4(halves[i], halves[i + 4], 0x88),
+                      _mm512_shuffle_f32x4(halves[i], halves[i + 4], 0xdd));
+  const vf even = add(_mm512_shuffle_ps(quarters[0], quarters[1], 0x44),
+                      _mm512_shuffle_ps(quarters[0], quarters[1], 0xee));
+  const vf odd = add(_mm512_shuffle_ps(quarters[2], quarters[3], 0x44),
+                     _mm512_shuffle_ps(quarters[2], quarters[3], 0xee));
+  return add(_mm512_shuffle_ps(even, odd, 0x88), _mm512_shuffle_ps(even, odd, 0xdd));
+}
 SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
   const __m512i pairs = _mm512_loadu_si512(p);
   low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));

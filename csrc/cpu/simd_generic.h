@@ -78,6 +78,9 @@ SG_INLINE float hmax(vf v) {
   const vf a = max(v, vf{v[2], v[3], v[0], v[1]});
   return max(a, vf{a[1], a[0], a[3], a[2]})[0];
 }
+SG_INLINE vf row_sums(vf (&rows)[4]) {
+  return vf{sum(rows[0]), sum(rows[1]), sum(rows[2]), sum(rows[3])};
+}
 SG_INLINE void load_bfloat16(const std::uint32_t* p, vf& low, vf& high) {
   vu pairs;
   __builtin_memcpy(&pairs, p, sizeof pairs);

@@ -95,11 +95,11 @@ struct BFloat16 {
 };
 
 // tile += A[R, depth] @ panel[depth, kPanel], one chain of fused multiply-adds per element in the
-// order of depth. Rows of A are a_stride apart.
+// order of depth. Rows of A are a_stride apart, those of the panel panel_stride elements.
 template <class Stored = Float32, int R>
 SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride,
-                        const typename Stored::Element* panel, std::int64_t depth,
-                        Prefetch& ahead) {
+                        const typename Stored::Element* panel, std::int64_t depth, Prefetch& ahead,
+                        std::int64_t panel_stride = Stored::kRow) {
   // Three rows share an address register: base, base + stride, base + 2 * stride.
   constexpr int kGroups = (R + 2) / 3;
   const float* base[kGroups];
@@ -113,7 +113,7 @@ SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride,
       tile.c[r][0] = fma(x, b0, tile.c[r][0]);
       tile.c[r][1] = fma(x, b1, tile.c[r][1]);
     }
-    panel += Stored::kRow;
+    panel += panel_stride;
   };
   std::int64_t k = 0;
   for (; k + kPrefetchSteps <= depth; k += kPrefetchSteps) {

@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "core/tensor.h"
+#include "ops/sequence_offsets.h"
 
 namespace softgate {
 
@@ -34,6 +35,8 @@ struct AttentionArgs {
   float* lse;      // or null
   float* weights;  // or null; zeroed by the kernel where it writes no weight
   const std::int32_t *cu_seqlens_q, *cu_seqlens_k;
+  // Of keys in a cache (ops/cached_attention.h), instead of cu_seqlens_k; else null.
+  const std::int32_t *lengths_k, *cache_rows;
   const std::uint8_t* bool_mask;  // at most one of the masks
   const float* add_mask;
   std::int64_t batch, num_heads, num_kv_heads, head_dim;
@@ -41,7 +44,8 @@ struct AttentionArgs {
   std::int64_t max_q, max_k;  // of weights and masks; no sequence is longer
   std::int64_t q_stride, k_stride, v_stride, out_stride;  // elements between tokens
   std::int64_t q_head_stride, k_head_stride, v_head_stride, out_head_stride;
-  std::int64_t lse_stride;                                            // elements between heads
+  std::int64_t k_row_stride, v_row_stride;  // elements between rows of a cache
+  std::int64_t lse_stride;                  // elements between heads
   std::int64_t mask_batch_stride, mask_head_stride, mask_row_stride;  // zero where broadcast
   float scale;
   float softcap;                           // 0: none
@@ -64,8 +68,11 @@ struct AttentionResult {
   std::optional<Tensor> weights;
 };
 
+// A window's bound, or -1 where it excludes nothing.
+std::int64_t effective_bound(std::int64_t bound);
+
 AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                          const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                          const SequenceOffsets& cu_seqlens_q, const SequenceOffsets& cu_seqlens_k,
                           const AttentionOptions& options, std::optional<Tensor> out);
 
 }  // namespace softgate

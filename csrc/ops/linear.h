@@ -38,7 +38,7 @@
 
 namespace softgate {
 
-enum class Activation { none, gelu, gelu_tanh, relu, silu };
+enum class Activation { none, gelu, gelu_tanh, relu, silu, tanh };
 
 template <class T>
 struct LinearArgs {

@@ -1,13 +1,16 @@
 """The kernels as typed functions.
 
-Every function takes NumPy arrays, softgate Tensors or any DLPack array, without copying. When the
-first argument is a NumPy array the results are NumPy arrays, otherwise Tensors. Inputs are never
-cast: a wrong dtype is a TypeError, a wrong shape or value a ValueError, and both name the argument.
-The last dimension of every array must be contiguous; outer strides are free. `out`, where a
-function takes it, receives the result and is returned.
+Every function takes NumPy arrays, softgate Tensors or any array with DLPack or
+`__cuda_array_interface__`, without copying. When the first argument is a NumPy array the results
+are NumPy arrays, otherwise Tensors. Inputs are never cast: a wrong dtype is a TypeError, a wrong
+shape or value a ValueError, and both name the argument. The last dimension of every array must be
+contiguous; outer strides are free. `out`, where a function takes it, receives the result and is
+returned.
 
 Batches of sequences are packed: `[total_tokens, ...]` with `cu_seqlens`, int32 `[batch + 1]`, the
-offsets at which sequences start and the last one ends.
+offsets at which sequences start and the last one ends. `SequenceOffsets` may stand for the array:
+on a device other than the CPU, `attention` and the recurrent layers fetch an array at each call,
+which waits for the device and cannot be captured in a graph.
 """
 
 from __future__ import annotations
@@ -16,14 +19,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 from softgate import _core
-from softgate._core import PackedWeight, RecurrentWeight
+from softgate._core import PackedWeight, RecurrentWeight, SequenceOffsets
 from softgate._typing import Array, SameArray
 
-Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu"]
+Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu", "tanh"]
 WeightType = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 Pooling = Literal["mean", "cls", "max", "last"]
 RecurrentKind = Literal["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
 Direction = Literal["forward", "reverse", "bidirectional"]
+Offsets = SequenceOffsets | Array
 RecurrentWeights = RecurrentWeight | tuple[RecurrentWeight, RecurrentWeight]
 
 
@@ -123,8 +127,8 @@ def attention(
     q: Array,
     k: Array,
     v: Array,
-    cu_seqlens_q: Array,
-    cu_seqlens_k: Array | None = None,
+    cu_seqlens_q: Offsets,
+    cu_seqlens_k: Offsets | None = None,
     *,
     scale: float | None = None,
     causal: bool = False,
@@ -156,6 +160,39 @@ def attention(
     return _core.attention(
         q, k, v, cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k,
         scale, causal, window, mask, softcap, return_lse, return_weights, out,
+    )  # fmt: skip
+
+
+def cached_attention(
+    q: SameArray,
+    k_cache: Array,
+    v_cache: Array,
+    cu_seqlens_q: Array,
+    lengths_k: Array,
+    *,
+    cache_rows: Array | None = None,
+    scale: float | None = None,
+    window: tuple[int, int] = (-1, -1),
+    causal: bool = True,
+    softcap: float = 0.0,
+    out: Array | None = None,
+) -> SameArray:
+    """`attention` of a packed batch to the keys and values in a cache.
+
+    q and the result: float32 `[total_q, num_heads, head_dim]`; k_cache, v_cache:
+    `[rows, capacity, num_kv_heads, head_dim]`; lengths_k: int32 `[batch]`, the keys of each
+    sequence, those of its queries among them. Sequence b reads the first `lengths_k[b]` keys of row
+    `cache_rows[b]` (int32 `[batch]`, in which rows may repeat; row b when not given); what lies
+    behind them may be anything. Heads, head_dim, scale, window, causal and softcap as in
+    `attention`: the last query of a sequence stands at its last key.
+
+    A sequence's result does not depend on the others or on the number of threads.
+
+    Raises ValueError for a length beyond the capacity and a row outside the cache.
+    """
+    return _core.cached_attention(
+        q, k_cache, v_cache, cu_seqlens_q, lengths_k, cache_rows, scale, window, causal, softcap,
+        out,
     )  # fmt: skip
 
 
@@ -222,8 +259,20 @@ def softmax(x: SameArray, *, out: Array | None = None) -> SameArray:
     return _core.softmax(x, out)
 
 
+def penalize(logits: SameArray, ids: Array, cu_ids: Array, penalty: float) -> SameArray:
+    """Repetition penalty (Keskar et al. 2019), in place: logits of the ids that row b has seen,
+    `ids[cu_ids[b]:cu_ids[b + 1]]`, are divided by `penalty` if positive, else multiplied by it.
+
+    logits, which are returned: float32 `[batch, vocab]`; ids: int32, each counted once in a row;
+    cu_ids: int32 `[batch + 1]`. A penalty above 1 makes the ids less likely.
+
+    Raises ValueError for an id outside the vocabulary and a penalty that is not positive.
+    """
+    return _core.penalize(logits, ids, cu_ids, penalty)
+
+
 def pool(
-    x: SameArray, cu_seqlens: Array, mode: Pooling = "mean", *, out: Array | None = None
+    x: SameArray, cu_seqlens: Offsets, mode: Pooling = "mean", *, out: Array | None = None
 ) -> SameArray:
     """One vector per sequence: float32 `[total_tokens, hidden]` to `[batch, hidden]`.
 
@@ -281,7 +330,7 @@ def _as_list(weights: RecurrentWeights) -> list[RecurrentWeight]:
 
 def rnn(
     x: SameArray,
-    cu_seqlens: Array,
+    cu_seqlens: Offsets,
     weights: RecurrentWeights,
     h0: Array | None = None,
     *,
@@ -311,7 +360,7 @@ def rnn(
 
 def gru(
     x: SameArray,
-    cu_seqlens: Array,
+    cu_seqlens: Offsets,
     weights: RecurrentWeights,
     h0: Array | None = None,
     *,
@@ -333,7 +382,7 @@ def gru(
 
 def lstm(
     x: SameArray,
-    cu_seqlens: Array,
+    cu_seqlens: Offsets,
     weights: RecurrentWeights,
     h0: Array | None = None,
     c0: Array | None = None,
@@ -380,3 +429,85 @@ def lstm_cell(
     """
     result: tuple[SameArray, SameArray] = _core.recurrent_cell("lstm_cell", x, weight, h, c)
     return result
+
+
+def rotary(
+    qkv: SameArray,
+    cu_seqlens: Array,
+    starts: Array,
+    k_cache: Array,
+    v_cache: Array,
+    *,
+    num_heads: int,
+    cos: Array | None = None,
+    sin: Array | None = None,
+    q_norm: Array | None = None,
+    k_norm: Array | None = None,
+    eps: float = 1e-6,
+    interleaved: bool = False,
+    cache_rows: Array | None = None,
+    out: Array | None = None,
+) -> SameArray:
+    """The step between an attention layer's projection and its attention: split into heads, norm
+    and rotate queries and keys, append keys and values to the cache. Returns the queries.
+
+    qkv: float32 `[total, (num_heads + 2 * num_kv_heads) * head_dim]`, the heads of q, of k, of v;
+    k_cache, v_cache: `[rows, capacity, num_kv_heads, head_dim]`; the result:
+    `[total, num_heads, head_dim]`. starts: int32 `[batch]`, the tokens that each sequence has in
+    the cache: its token i stands at position `p = starts[b] + i` and is written to
+    `k_cache[r, p]` and `v_cache[r, p]`, r being `cache_rows[b]` (int32 `[batch]`), or b when not
+    given.
+
+    With q_norm or k_norm, `[head_dim]`, every head of q or k gets that RMS norm first. With cos and
+    sin, `[max_positions, rotary_dim / 2]`, the first rotary_dim elements of a head of q and k are
+    then rotated (Su et al. 2021): a pair (a, b) becomes `(a cos[p] - b sin[p],
+    b cos[p] + a sin[p])`. Pairs are elements (i, i + rotary_dim / 2), or (2i, 2i + 1) if
+    `interleaved`.
+
+    Raises ValueError for positions beyond the capacity or beyond cos, for rows outside the cache
+    and for one that two sequences would write.
+    """
+    return _core.rotary(
+        qkv, cu_seqlens, starts, k_cache, v_cache, num_heads, cos, sin, q_norm, k_norm, eps,
+        interleaved, cache_rows, out,
+    )  # fmt: skip
+
+
+def sample(
+    logits: SameArray,
+    random: Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> SameArray:
+    """Draw a token for each row: int32 `[batch]`.
+
+    logits: float32 `[batch, vocab]`; random: float32 `[batch]`, in [0, 1). Logits are divided by
+    `temperature`, then tokens are left out, in this order, as Hugging Face's `generate` does:
+
+    - all but the `top_k` largest, unless 0;
+    - all but the fewest of the most probable ones that together reach `top_p` (Holtzman et al.
+      2020), in terms of what top_k left, unless 1;
+    - those less than `min_p` times as probable as the most probable one (Nguyen et al. 2024).
+
+    Tokens equal to the last one kept are kept too. Of the rest, in the order of ids, the first one
+    is taken at which the summed probability exceeds `random`. Temperature 0 takes the largest
+    logit, the lowest id of equals, and looks at nothing else.
+
+    Raises ValueError for settings or random numbers outside their ranges, and for a row with a NaN
+    or a logit of +inf, or with no logit above -inf.
+    """
+    return _core.sample(logits, random, temperature, top_k, top_p, min_p)
+
+
+def token_logprobs(logits: SameArray, ids: Array) -> SameArray:
+    """The log-probability of one token for each row: float32 `[rows]`.
+
+    logits: float32 `[rows, vocab]`; ids: int32 `[rows]`. A row with a NaN or +inf, or with nothing
+    above -inf, gives NaN.
+
+    Raises ValueError for an id outside the vocabulary.
+    """
+    return _core.token_logprobs(logits, ids)

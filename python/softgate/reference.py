@@ -1,8 +1,8 @@
 """What every op means: one float64 NumPy function per op, written to be read.
 
-Names and arguments are those of `softgate.ops`, with two differences: everything is computed and
-returned in float64, and weights are plain arrays (those of recurrent ops a `RecurrentWeight`).
-Nothing here is fast or saves memory, and nothing is checked.
+Names and arguments are those of `softgate.ops`, with three differences: everything is computed and
+returned in float64, weights are plain arrays (those of recurrent ops a `RecurrentWeight`), and what
+an op writes in place is returned. Nothing here is fast or saves memory, and nothing is checked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _sigmoid(x: Float64) -> Float64:
     return np.exp(-np.logaddexp(0.0, -x))  # cannot overflow, and exact where it is small
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Float64], Float64]] = {
     "none": lambda x: x,
     "gelu": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
     "gelu_tanh": lambda x: (
@@ -37,6 +37,7 @@ ACTIVATIONS = {
     ),
     "relu": lambda x: np.maximum(x, 0.0),
     "silu": lambda x: x * _sigmoid(x),
+    "tanh": np.tanh,
 }
 
 
@@ -240,6 +241,40 @@ def attention(
     return (out, *extras) if extras else out
 
 
+def cached_attention(
+    q: ArrayLike,
+    k_cache: ArrayLike,
+    v_cache: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    lengths_k: ArrayLike,
+    *,
+    cache_rows: ArrayLike | None = None,
+    scale: float | None = None,
+    window: tuple[int, int] = (-1, -1),
+    causal: bool = True,
+    softcap: float = 0.0,
+) -> Float64:
+    """`attention` to the first `lengths_k[b]` keys of row `cache_rows[b]` of a cache.
+
+    q and the result: `[total_q, num_heads, head_dim]`; k_cache, v_cache:
+    `[rows, capacity, num_kv_heads, head_dim]`; lengths_k, cache_rows: `[batch]`.
+    """
+    lengths = np.asarray(lengths_k)
+    rows = np.arange(len(lengths)) if cache_rows is None else np.asarray(cache_rows)
+    k, v = (
+        np.concatenate(
+            [cache[:0, 0], *(cache[row, :n] for row, n in zip(rows, lengths, strict=True))]
+        )
+        for cache in (_float64(k_cache), _float64(v_cache))
+    )
+    cu_seqlens_k = np.cumsum([0, *lengths])
+    out: Float64 = attention(
+        q, k, v, cu_seqlens_q, cu_seqlens_k,
+        scale=scale, causal=causal, window=window, softcap=softcap,
+    )  # fmt: skip
+    return out
+
+
 def _finite_peak(x: Float64) -> Float64:
     """The largest entry of each row, or 0 where all are -inf, so that `x - peak` is never NaN."""
     peak = x.max(axis=-1, keepdims=True, initial=-np.inf)
@@ -314,6 +349,18 @@ def embedding(
     if norm_weight is None:
         return _float64(total)
     return add_layer_norm(total, None, norm_weight, norm_bias, eps=eps)
+
+
+def penalize(logits: ArrayLike, ids: ArrayLike, cu_ids: ArrayLike, penalty: float) -> Float64:
+    """Logits of the ids that row b has seen, `ids[cu_ids[b]:cu_ids[b + 1]]`, made less likely.
+
+    logits and the result: `[batch, vocab]`.
+    """
+    x, seen, starts = _float64(logits).copy(), np.asarray(ids), np.asarray(cu_ids)
+    for b in range(len(x)):
+        once = np.unique(seen[starts[b] : starts[b + 1]])
+        x[b, once] = np.where(x[b, once] < 0.0, x[b, once] * penalty, x[b, once] / penalty)
+    return x
 
 
 def pool(x: ArrayLike, cu_seqlens: ArrayLike, mode: str = "mean") -> Float64:
@@ -493,3 +540,125 @@ def _along_sequences(
 
 def _hidden_size(weight: RecurrentWeight) -> int:
     return int(np.shape(weight.weight_hh if weight.weight_hr is None else weight.weight_hr)[1])
+
+
+def rotary(
+    qkv: ArrayLike,
+    cu_seqlens: ArrayLike,
+    starts: ArrayLike,
+    k_cache: ArrayLike,
+    v_cache: ArrayLike,
+    *,
+    num_heads: int,
+    cos: ArrayLike | None = None,
+    sin: ArrayLike | None = None,
+    q_norm: ArrayLike | None = None,
+    k_norm: ArrayLike | None = None,
+    eps: float = 1e-6,
+    interleaved: bool = False,
+    cache_rows: ArrayLike | None = None,
+) -> tuple[Float64, Float64, Float64]:
+    """Split into heads, norm and rotate q and k, append k and v: (q, k_cache, v_cache).
+
+    qkv: `[total, (num_heads + 2 * num_kv_heads) * head_dim]`; k_cache, v_cache:
+    `[rows, capacity, num_kv_heads, head_dim]`; starts, cache_rows: `[batch]`; cos, sin:
+    `[max_positions, rotary_dim / 2]`; q_norm, k_norm: `[head_dim]`; q:
+    `[total, num_heads, head_dim]`.
+    """
+    k_cache, v_cache = _float64(k_cache).copy(), _float64(v_cache).copy()
+    num_kv_heads, head_dim = k_cache.shape[2:]
+    offsets, first = np.asarray(cu_seqlens), np.asarray(starts)
+    heads = _float64(qkv).reshape(-1, num_heads + 2 * num_kv_heads, head_dim)
+    q, k, v = np.split(heads, [num_heads, num_heads + num_kv_heads], axis=1)
+    if q_norm is not None:
+        q = add_rms_norm(q, None, q_norm, eps=eps)
+    if k_norm is not None:
+        k = add_rms_norm(k, None, k_norm, eps=eps)
+    sequence = np.repeat(np.arange(len(first)), np.diff(offsets))  # [total]
+    positions = np.arange(len(heads)) - offsets[sequence] + first[sequence]  # [total]
+    if cos is not None and sin is not None:
+        angles = _float64(cos)[positions, None], _float64(sin)[positions, None]
+        q, k = rotate(q, *angles, interleaved), rotate(k, *angles, interleaved)
+    rows = sequence if cache_rows is None else np.asarray(cache_rows)[sequence]
+    k_cache[rows, positions] = k
+    v_cache[rows, positions] = v
+    return q, k_cache, v_cache
+
+
+def rotate(x: Float64, cos: Float64, sin: Float64, interleaved: bool) -> Float64:
+    """Pairs of the first elements turned by an angle (Su et al. 2021): `(a, b)` becomes
+    `(a cos - b sin, b cos + a sin)`.
+
+    x: `[..., head_dim]`; cos, sin: `[..., rotary_dim / 2]`. A pair is elements (2i, 2i + 1) if
+    `interleaved`, else (i, i + rotary_dim / 2).
+    """
+    half = cos.shape[-1]
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if interleaved
+        else (slice(0, half), slice(half, 2 * half))
+    )
+    turned = x.copy()
+    turned[..., first] = x[..., first] * cos - x[..., second] * sin
+    turned[..., second] = x[..., second] * cos + x[..., first] * sin
+    return turned
+
+
+def kept(
+    logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> Bool:
+    """Which tokens `sample` may draw: `[batch, vocab]`.
+
+    First the `top_k` largest logits (0: all); of these the fewest of the most probable that
+    together reach `top_p` (Holtzman et al. 2020), their probabilities renormalised; of these the
+    ones at least `min_p` times as probable as the most probable one (Nguyen et al. 2024). Tokens
+    equal to the last one kept are kept too.
+    """
+    x = _float64(logits)
+    keep = np.ones(x.shape, dtype=np.bool_)
+    if top_k:
+        keep &= x >= np.sort(x, axis=-1)[:, -min(top_k, x.shape[1]), None]
+    p = softmax(np.where(keep, x / temperature, -np.inf))  # [batch, vocab]
+    for b in range(len(x)):
+        order = np.argsort(-x[b])
+        before = np.cumsum([0.0, *p[b, order]])
+        above = before[np.searchsorted(-x[b, order], -x[b])]  # of the tokens with a larger logit
+        keep[b] &= (above < top_p) | (top_p == 1.0)
+    keep &= p >= min_p * p.max(axis=-1, keepdims=True, initial=0.0)
+    return keep
+
+
+def sample(
+    logits: ArrayLike,
+    random: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> NDArray[np.int32]:
+    """The first id at which the kept tokens' summed probability exceeds `random`: `[batch]`.
+
+    logits: `[batch, vocab]`; random: `[batch]`, in [0, 1). Temperature 0 takes the largest logit,
+    the lowest id of equals.
+    """
+    x = _float64(logits)
+    if temperature == 0.0:
+        largest: NDArray[np.int32] = x.argmax(axis=-1).astype(np.int32)
+        return largest
+    keep = kept(x, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    cumulative = softmax(np.where(keep, x / temperature, -np.inf)).cumsum(axis=-1)
+    beyond = cumulative > _float64(random)[:, None] * cumulative[:, -1:]
+    first: NDArray[np.int32] = beyond.argmax(axis=-1).astype(np.int32)
+    return first
+
+
+def token_logprobs(logits: ArrayLike, ids: ArrayLike) -> Float64:
+    """The logarithm of each row's softmax at its id: `[rows]`. logits: `[rows, vocab]`."""
+    x = _float64(logits)
+    return _float64(x[np.arange(len(x)), np.asarray(ids)] - log_sum_exp(x))

@@ -25,17 +25,25 @@ def check_names(
     expected: the shapes of softgate's parameters; found: those of the checkpoint's tensors. Only
     shapes are read.
     """
-    known = {name for names in table.values() for name in names}
-    problems = [f"missing: {name}" for name in known if name not in found]
-    problems += [f"unexpected: {name}" for name in found if name not in known]
-    for ours, names in table.items():
-        shape = expected[ours]
-        part = (shape[0] // len(names), *shape[1:])
-        problems += [
-            f"mis-shaped: {name} is {list(found[name])}, expected {list(part)}"
-            for name in names
-            if name in found and tuple(found[name]) != part
-        ]
+    parts = {
+        name: (expected[ours][0] // len(names), *expected[ours][1:])
+        for ours, names in table.items()
+        for name in names
+    }
+    check_shapes(parts, found)
+
+
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """The same, of tensors by their name in the checkpoint."""
+    problems = [f"missing: {name}" for name in expected if name not in found]
+    problems += [f"unexpected: {name}" for name in found if name not in expected]
+    problems += [
+        f"mis-shaped: {name} is {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
     if problems:
         raise CheckpointError(_listing("checkpoint does not fit its config", problems))
 

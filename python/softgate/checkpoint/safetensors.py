@@ -14,7 +14,7 @@ import math
 import mmap
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -248,19 +248,27 @@ def _check_tiling(entries: dict[str, Entry], data_bytes: int) -> None:
         raise ValueError(f"{data_bytes - position} bytes after the last tensor belong to none")
 
 
-def write_safetensors(file: BinaryIO, tensors: Mapping[str, Array]) -> None:
+def write_safetensors(
+    file: BinaryIO, tensors: Mapping[str, Array], bfloat16: Collection[str] = ()
+) -> None:
     """Write `tensors` in the order that keeps each aligned: by element size, then name.
 
-    Raises TypeError for a dtype that safetensors lacks, ValueError for a name it cannot hold.
+    bfloat16: names of float32 tensors to store as that.
+
+    Raises TypeError for a dtype that safetensors lacks, ValueError for a name it cannot hold and
+    for values that are not bfloat16's.
     """
-    arrays = {name: _storable(name, tensor) for name, tensor in tensors.items()}
+    arrays = {
+        name: _upper_halves(name, tensor) if name in bfloat16 else _storable(name, tensor)
+        for name, tensor in tensors.items()
+    }
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     fields: dict[str, Any] = {METADATA: {"format": "pt"}}  # transformers insists on it
     position = 0
     for name in order:
         array = arrays[name]
         fields[name] = {
-            "dtype": DTYPE_NAMES[array.dtype],
+            "dtype": "BF16" if name in bfloat16 else DTYPE_NAMES[array.dtype],
             "shape": list(array.shape),
             "data_offsets": [position, position + array.nbytes],
         }
@@ -270,6 +278,13 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, Array]) -> None:
     file.write(struct.pack("<Q", len(header)) + header)
     for name in order:
         file.write(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+
+
+def _upper_halves(name: str, tensor: Array) -> Array:
+    bits = np.ascontiguousarray(_storable(name, tensor), dtype="<f4").view("<u4")
+    if (bits & 0xFFFF).any():
+        raise ValueError(f"{quote(name)} holds values that bfloat16 lacks")
+    return (bits >> 16).astype("<u2")
 
 
 def _storable(name: str, tensor: Array) -> Array:

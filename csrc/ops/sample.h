@@ -1,0 +1,67 @@
+// From logits to tokens.
+//
+//   logits: [batch, vocab]    random, out: [batch]    ids: int32
+//
+// sample: logits are divided by the temperature. Of the tokens it keeps first those with fewer than
+// top_k (0: all) larger logits; of these the ones for which all more probable ones together have a
+// probability below top_p (Holtzman et al. 2020), as long as top_p is below 1; of these the ones at
+// least min_p times as probable as the most probable one (Nguyen et al. 2024). Equal logits are
+// kept or left out together. out is the first id at which the summed weight of the kept tokens
+// exceeds random times its total. Temperature 0 takes the largest logit, the lowest id of equals.
+//
+// A row with a NaN, with +inf or with nothing above -inf gives id -1, which the op turns into an
+// error.
+//
+// penalize: the logits of the ids seen, each once, are divided by penalty where they are positive,
+// else multiplied by it, in place (Keskar et al. 2019).
+//
+// token_logprobs: out = logits[ids] - log(sum of exp(logits)).
+//
+// Ids are checked before anything is read.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace softgate {
+
+struct SampleArgs {
+  const float* logits;
+  const float* random;
+  std::int32_t* out;
+  std::int64_t batch, vocab;
+  std::int64_t stride;  // elements between rows
+  float temperature;
+  std::int64_t top_k;
+  double top_p, min_p;
+};
+
+struct PenalizeArgs {
+  float* logits;
+  const std::int32_t *ids, *cu_ids;
+  std::int64_t batch, vocab;
+  std::int64_t stride;
+  float penalty;
+};
+
+struct TokenLogprobsArgs {
+  const float* logits;
+  const std::int32_t* ids;
+  float* out;
+  std::int64_t rows, vocab;
+  std::int64_t stride;
+};
+
+struct Sampling {
+  double temperature = 1;
+  std::int64_t top_k = 0;
+  double top_p = 1;
+  double min_p = 0;
+};
+
+Tensor sample(const Tensor& logits, const Tensor& random, const Sampling& sampling);
+
+void penalize(const Tensor& logits, const Tensor& ids, const Tensor& cu_ids, double penalty);
+
+Tensor token_logprobs(const Tensor& logits, const Tensor& ids);
+
+}  // namespace softgate

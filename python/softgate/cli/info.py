@@ -1,0 +1,63 @@
+"""`softgate info`: what softgate runs on, and what a model holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+
+import softgate
+from softgate.cli.common import failures
+
+if TYPE_CHECKING:
+    from softgate.models.bert import Bert
+    from softgate.models.gpt import Gpt
+
+
+@click.command()
+@click.option("--model", "spec", metavar="SPEC", help="Also describe this model.")
+def info(spec: str | None) -> None:
+    """Show what softgate runs on and, with --model, what a model holds."""
+    with failures():
+        rows = [
+            ("softgate", softgate.__version__),
+            ("isa", f"{softgate.isa()} (available: {', '.join(softgate.isas())})"),
+            ("threads", str(softgate.num_threads())),
+            ("cuda", softgate.cuda.describe()),
+        ]
+        if spec is not None:
+            rows += _describe(spec, softgate.load(spec))
+        for name, value in rows:
+            click.echo(f"{name:<12}{value}")
+
+
+def _describe(spec: str, model: Bert | Gpt) -> list[tuple[str, str]]:
+    from softgate.models.gpt import Gpt
+
+    config = model.config
+    if isinstance(model, Gpt):
+        family, dtype, further = model.config.model_type, _weight_types(model), []
+    else:
+        family, dtype, further = "bert", "float32", [("pooling", str(model.pooling))]
+    return [
+        ("model", spec),
+        ("family", family),
+        ("layers", str(config.num_hidden_layers)),
+        ("hidden", str(config.hidden_size)),
+        ("heads", str(config.num_attention_heads)),
+        ("vocabulary", str(config.vocab_size)),
+        ("parameters", f"{model.num_parameters():,}"),
+        ("memory", f"{model.nbytes() / 2**20:.1f} MiB"),
+        ("dtype", dtype),
+        ("max length", str(model.max_length)),
+        *further,
+    ]
+
+
+def _weight_types(model: Gpt) -> str:
+    """How weights are kept, those that take most memory first."""
+    sizes: Counter[str] = Counter()
+    for _, parameter in model.named_parameters():
+        sizes[parameter.value.dtype] += parameter.value.nbytes
+    return ", ".join(dtype for dtype, _ in sizes.most_common())

@@ -1,0 +1,19 @@
+"""Generation with any language model: sampling, streams, conversations, scores."""
+
+from __future__ import annotations
+
+from softgate.generation.chat import Conversation
+from softgate.generation.decoding import Generation, Stream
+from softgate.generation.model import Interrupted, LanguageModel
+from softgate.generation.sampling import Sampling
+from softgate.generation.score import Score
+
+__all__ = [
+    "Conversation",
+    "Generation",
+    "Interrupted",
+    "LanguageModel",
+    "Sampling",
+    "Score",
+    "Stream",
+]

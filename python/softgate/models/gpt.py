@@ -1,0 +1,324 @@
+"""GPT: decoder-only Transformers (Radford et al. 2019; Touvron et al. 2023), whose families differ
+in their config."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from softgate import nn, ops
+from softgate._core import Tensor
+from softgate.checkpoint import Checkpoint, CheckpointError
+from softgate.generation import LanguageModel
+from softgate.models.gpt_config import ACTIVATIONS, SLIDING, GptConfig
+from softgate.models.gpt_files import load_weights, save_weights
+from softgate.text import Tokenizer
+
+IntArray = npt.NDArray[np.int32]
+
+
+class GptLayer(nn.Module):
+    """Norm and attention, norm and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: GptConfig, index: int) -> None:
+        hidden_size, eps = config.hidden_size, config.norm_eps
+        sliding = config.kinds[index] == SLIDING
+        self.parallel_residual = config.parallel_residual
+        self.post_norms = config.post_norms
+        self.attention_norm = nn.Norm(hidden_size, eps, config.norm)
+        self.attention = nn.CachedAttention(
+            hidden_size,
+            config.num_attention_heads,
+            config.kv_heads,
+            config.head_size,
+            qkv_bias=config.qkv_bias,
+            output_bias=config.output_bias,
+            qk_norm=eps if config.qk_norm else None,
+            scale=config.attention_scale(index),
+            window=config.sliding_window if sliding else None,
+            softcap=config.attn_logit_softcapping or 0.0,
+        )
+        self.feed_forward_norm = nn.Norm(hidden_size, eps, config.norm)
+        self.feed_forward = nn.FeedForward(
+            hidden_size,
+            config.intermediate_size,
+            ACTIVATIONS[config.hidden_act],
+            gated=config.gated,
+            bias=config.mlp_bias,
+        )
+        if config.post_norms:
+            self.attention_post_norm = nn.Norm(hidden_size, eps, config.norm)
+            self.feed_forward_post_norm = nn.Norm(hidden_size, eps, config.norm)
+
+    def forward(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        step: nn.Step,
+        cache: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: `[total_tokens, hidden_size]`, the residual stream, which is overwritten; branch: what
+        the layer before left to add to it, so that the sum and the norm are one pass."""
+        y = self.attention_norm(x, branch)
+        if self.post_norms:
+            y = self.attention_post_norm(self.attention(y, step, cache, rope))
+            y = self.feed_forward(self.feed_forward_norm(x, y))
+            return x, self.feed_forward_post_norm(y)
+        y = self.attention(y, step, cache, rope, residual=x)
+        z = self.feed_forward_norm(x if self.parallel_residual else y)
+        return self.feed_forward(z, residual=y), None
+
+
+class Gpt(nn.Module, LanguageModel):
+    """A decoder-only language model, which `generate`s, `stream`s, `chat`s and `score`s.
+
+    `Gpt(GptConfig(...))` has random weights; `softgate.load` reads a checkpoint. A loaded model
+    has its `tokenizer`, None when the checkpoint has none.
+    """
+
+    config: GptConfig
+    tokenizer: Tokenizer | None
+
+    def __init__(
+        self, config: GptConfig, *, dtype: ops.WeightType = "float32", seed: int | None = 0
+    ) -> None:
+        """dtype: of embeddings and the weights of products, see `ops.pack`. seed: of the random
+        weights; None leaves the weights to `load_state_dict`."""
+        self.config = config
+        hidden_size = config.hidden_size
+        self.embedding = nn.Parameter(config.vocab_size, hidden_size, packed=True)
+        self.positions = (
+            nn.Parameter(config.max_position_embeddings, hidden_size)
+            if config.rope is None
+            else None
+        )
+        self.layers = [GptLayer(config, i) for i in range(config.num_hidden_layers)]
+        self.norm = nn.Norm(hidden_size, config.norm_eps, config.norm)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(hidden_size, config.vocab_size, bias=False)
+        )
+        self.ropes = {
+            kind: nn.Rope(rope, config.head_size, config.max_position_embeddings)
+            for kind, rope in config.ropes().items()
+        }
+        self.tokenizer = None
+        for _, parameter in self.named_parameters():
+            if parameter.packed:
+                parameter.dtype = dtype
+        if seed is not None:
+            self.init_weights(seed)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, dtype: ops.WeightType | None = None) -> Gpt:
+        """Read an open checkpoint; see `softgate.load`."""
+        try:
+            config = GptConfig.from_dict(checkpoint.config | _special_ids(checkpoint))
+            model = cls(config, seed=None)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.spec}: {error}") from None
+        load_weights(model, config, checkpoint, dtype)
+        model.tokenizer = Tokenizer.from_checkpoint(checkpoint)
+        return model
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder that softgate and transformers read; one that only softgate reads, bit
+        for bit, when weights are quantised.
+
+        Raises ValueError when the config differs from what its model_type can say.
+        """
+        files = {} if self.tokenizer is None else self.tokenizer.to_files()
+        save_weights(self, self.config, folder, files)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens a sequence may have."""
+        return self.config.max_length
+
+    def new_cache(self, batch: int, capacity: int | None = None) -> nn.KVCache:
+        """An empty cache for `batch` sequences of up to `capacity` tokens, by default max_length.
+
+        A "dynamic" or "longrope" model rotates by the capacity, whatever the sequences' lengths.
+
+        Raises ValueError for a batch or a capacity that makes no sense, MemoryError when there is
+        no room.
+        """
+        capacity = self.max_length if capacity is None else capacity
+        if not 1 <= capacity <= self.max_length:
+            raise ValueError(f"new_cache: capacity is {capacity}, expected 1 to {self.max_length}")
+        if batch < 1:
+            raise ValueError(f"new_cache: batch is {batch}, expected at least 1")
+        return self._new_cache(len(self.layers), batch, capacity)
+
+    def forward(
+        self,
+        input_ids: npt.ArrayLike,
+        cu_seqlens: npt.ArrayLike | None = None,
+        cache: nn.KVCache | None = None,
+        *,
+        rows: npt.ArrayLike | None = None,
+        logits: Literal["all", "last"] = "all",
+    ) -> Tensor:
+        """What may follow each token: float32 `[total_tokens, vocab_size]`, or with "last" only
+        what may follow each sequence, `[batch, vocab_size]`, zeros for one without new tokens.
+
+        input_ids: integers `[total_tokens]`; cu_seqlens: `[batch + 1]`, where each sequence starts
+        and the last ends, by default one. With a cache, each sequence continues a row of it and is
+        appended; without one, sequences start anew and nothing is kept. rows: integers `[batch]`,
+        the row of each sequence, by default all in their order.
+
+        Raises ValueError for ids outside the vocabulary, offsets and rows that make no sense, and
+        sequences that become longer than the cache or the model takes. The cache is then as it was.
+        """
+        ids, offsets = self._packed(input_ids, cu_seqlens)
+        if logits not in ("all", "last"):
+            raise ValueError(f"logits is {logits!r}, expected 'all' or 'last'")
+        lengths = np.diff(offsets)
+        if cache is None:
+            if len({self._regime(length) for length in lengths}) > 1:
+                return self._one_by_one(ids, offsets, logits)
+            # Nothing follows, so all layers can use the same memory.
+            cache = self._new_cache(1, len(lengths), int(lengths.max(initial=1)))
+        elif len(cache.k) != len(self.layers):
+            raise ValueError(
+                f"cache: {len(cache.k)} layers, expected those of the model, {len(self.layers)}"
+            )
+        places = self._rows(cache, len(lengths), rows)
+        starts = cache.lengths[places]
+        longest = (starts + lengths).max(initial=0)
+        most = min(cache.capacity, self.max_length)
+        if longest > most:
+            raise ValueError(
+                f"input_ids: the longest sequence has {longest} tokens with those in the cache, "
+                f"expected at most {most}"
+            )
+        y = self._last_hidden_state(ids, offsets, starts, cache, None if rows is None else places)
+        cache.lengths[places] = starts + lengths
+        if logits == "last":
+            y = ops.pool(y, Tensor(offsets).to(y.device), "last")
+        return self._logits(y)
+
+    def _last_hidden_state(
+        self,
+        ids: IntArray,
+        offsets: IntArray,
+        starts: IntArray,
+        cache: nn.KVCache,
+        rows: IntArray | None,
+    ) -> Tensor:
+        device = cache.k[0].device
+        step = nn.Step(
+            cu_seqlens=Tensor(offsets).to(device),
+            starts=Tensor(starts).to(device),
+            lengths=Tensor(starts + np.diff(offsets)).to(device),
+            rows=None if rows is None else Tensor(rows).to(device),
+        )
+        x = self._embed(ids, offsets, starts, device)
+        ropes = {kind: rope.tables(cache.capacity, device) for kind, rope in self.ropes.items()}
+        branch = None
+        for i, layer in enumerate(self.layers):
+            x, branch = layer(x, branch, step, cache.layer(i), ropes.get(self.config.kinds[i]))
+        y: Tensor = self.norm(x, branch)
+        return y
+
+    def _embed(self, ids: IntArray, offsets: IntArray, starts: IntArray, device: str) -> Tensor:
+        positions = None
+        if self.positions is not None:
+            index = np.arange(len(ids)) + np.repeat(starts - offsets[:-1], np.diff(offsets))
+            positions = ops.embedding([Tensor(index).to(device)], [self.positions.value])
+        scale = math.sqrt(self.config.hidden_size) if self.config.scale_embeddings else 1.0
+        return ops.gather(
+            self.embedding.value, Tensor(ids).to(device), scale=scale, residual=positions
+        )
+
+    def _logits(self, y: Tensor) -> Tensor:
+        weight = self.embedding if self.lm_head is None else self.lm_head.weight
+        logits = ops.linear(y, weight.value)
+        cap = self.config.final_logit_softcapping
+        if cap is not None:
+            array = logits.numpy()
+            array /= cap
+            np.tanh(array, out=array)
+            array *= cap
+        return logits
+
+    def _one_by_one(
+        self, ids: IntArray, offsets: IntArray, logits: Literal["all", "last"]
+    ) -> Tensor:
+        """For sequences that are rotated by different tables, which follow from their lengths."""
+        parts = [
+            self.forward(ids[start:stop], logits=logits).numpy()
+            for start, stop in itertools.pairwise(offsets)
+        ]
+        return Tensor(np.concatenate(parts))
+
+    def _regime(self, length: int) -> tuple[int, ...]:
+        return tuple(rope.regime(length) for rope in self.ropes.values())
+
+    def _new_cache(self, num_layers: int, batch: int, capacity: int) -> nn.KVCache:
+        config, device = self.config, self.embedding.value.device
+        return nn.KVCache(num_layers, batch, capacity, config.kv_heads, config.head_size, device)
+
+    def _rows(self, cache: nn.KVCache, batch: int, rows: npt.ArrayLike | None) -> IntArray:
+        """The row of the cache that each sequence continues."""
+        if rows is None:
+            if cache.batch != batch:
+                raise ValueError(
+                    f"cu_seqlens: {batch} sequences, expected one for each of the cache's "
+                    f"{cache.batch} rows"
+                )
+            return np.arange(batch, dtype=np.int32)
+        places = _integers("rows", rows)
+        inside = (places >= 0) & (places < cache.batch)
+        if len(places) != batch or not inside.all() or len(np.unique(places)) < batch:
+            raise ValueError(
+                f"rows: {places.tolist()}, expected {batch} different ones below {cache.batch}"
+            )
+        return places.astype(np.int32)
+
+    def _packed(
+        self, input_ids: npt.ArrayLike, cu_seqlens: npt.ArrayLike | None
+    ) -> tuple[IntArray, IntArray]:
+        ids = _integers("input_ids", input_ids)
+        offsets = _integers("cu_seqlens", [0, len(ids)] if cu_seqlens is None else cu_seqlens)
+        if (
+            len(offsets) < 1
+            or offsets[0] != 0
+            or offsets[-1] != len(ids)
+            or (np.diff(offsets) < 0).any()
+        ):
+            raise ValueError(
+                f"cu_seqlens: expected offsets that rise from 0 to the {len(ids)} tokens"
+            )
+        outside = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if len(outside):
+            raise ValueError(f"input_ids: {outside[0]}, expected 0 to {self.config.vocab_size - 1}")
+        return ids.astype(np.int32), offsets.astype(np.int32)
+
+
+def _special_ids(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Token ids by which a text begins and ends, where generation_config.json corrects config.json:
+    chat models end a turn by tokens of their own."""
+    said = checkpoint.json("generation_config.json")
+    keys = ("bos_token_id", "eos_token_id")
+    found = said if isinstance(said, dict) else {}
+    return {key: found[key] for key in keys if found.get(key) is not None}
+
+
+def _integers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.integer[Any]]:
+    array = np.asarray(values)
+    if array.ndim == 1 and not array.size:
+        return np.empty(0, dtype=np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: {array.dtype} array of shape {list(array.shape)}, expected integers in one "
+            "dimension"
+        )
+    return array

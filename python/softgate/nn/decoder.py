@@ -1,0 +1,183 @@
+"""Layers of decoders, which keep the keys and values of the tokens they have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from softgate import ops
+from softgate._core import Tensor
+from softgate.nn.layers import Linear
+from softgate.nn.module import Module, Parameter
+
+IntArray = npt.NDArray[np.int32]
+
+
+class Norm(Module):
+    """Layer norm or RMS norm."""
+
+    def __init__(self, hidden_size: int, eps: float, kind: Literal["rms", "layer"]) -> None:
+        self.weight = Parameter(hidden_size, init=1.0)
+        self.bias = Parameter(hidden_size, init=0.0) if kind == "layer" else None
+        self.eps = eps
+
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
+        """x, branch, which is first added to x in place, and the result:
+        `[total_tokens, hidden_size]`."""
+        weight, eps = self.weight.value, self.eps
+        sum_out = None if branch is None else x
+        if self.bias is None:
+            return ops.add_rms_norm(x, branch, weight, eps=eps, sum_out=sum_out)
+        return ops.add_layer_norm(x, branch, weight, self.bias.value, eps=eps, sum_out=sum_out)
+
+
+class KVCache:
+    """Keys and values of the tokens that each layer has seen, for a batch of sequences.
+
+    lengths: int32 `[batch]`, how many tokens each row holds. k, v: for each layer, float32
+    `[batch, capacity, num_kv_heads, head_dim]`, of which the first `lengths[row]` tokens count.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch: int,
+        capacity: int,
+        num_kv_heads: int,
+        head_dim: int,
+        device: str = "cpu",
+    ) -> None:
+        """Memory is reserved at once and touched as it fills."""
+        shape = (batch, capacity, num_kv_heads, head_dim)
+        self.capacity = capacity
+        self.lengths: IntArray = np.zeros(batch, dtype=np.int32)
+        self.k = [Tensor.empty(shape, device=device) for _ in range(num_layers)]
+        self.v = [Tensor.empty(shape, device=device) for _ in range(num_layers)]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """A layer's k and v. Layers share them in a cache of fewer: nothing can follow then."""
+        return self.k[index % len(self.k)], self.v[index % len(self.v)]
+
+    @property
+    def batch(self) -> int:
+        """How many rows there are."""
+        return len(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keys and values take at full capacity."""
+        return sum(tensor.nbytes for tensor in (*self.k, *self.v))
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget the tokens of a row after its first `length`.
+
+        Raises IndexError for a row that is not there, ValueError for a length that it has not.
+        """
+        if not 0 <= length <= self.lengths[row]:
+            raise ValueError(
+                f"truncate: length is {length}, expected 0 to {self.lengths[row]}, the row's own"
+            )
+        self.lengths[row] = length
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Make the row `target` hold what `source` does.
+
+        Raises IndexError for a row that is not there.
+        """
+        length = self.lengths[source]
+        self.lengths[target] = 0  # until all of it is there
+        for tensor in (*self.k, *self.v):
+            array = tensor.numpy()
+            array[target, :length] = array[source, :length]
+        self.lengths[target] = length
+
+
+@dataclass(frozen=True)
+class Step:
+    """The tokens that a batch gains: cu_seqlens, int32 `[batch + 1]`; starts and lengths, int32
+    `[batch]`: the tokens that a sequence's row of the cache holds before and after; rows, int32
+    `[batch]`: which one that is, None where sequence b has row b."""
+
+    cu_seqlens: Tensor
+    starts: Tensor
+    lengths: Tensor
+    rows: Tensor | None = None
+
+
+class CachedAttention(Module):
+    """Causal self-attention whose keys and values go into a cache.
+
+    qk_norm: an RMS norm of each head of queries and keys, with this epsilon.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        qkv_bias: bool = False,
+        output_bias: bool = False,
+        qk_norm: float | None = None,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float = 0.0,
+    ) -> None:
+        """window: how many tokens one sees, itself among them; None is all before it."""
+        self.num_heads = num_heads
+        self.scale = scale
+        self.window = (-1 if window is None else window - 1, 0)
+        self.softcap = softcap
+        self.width = width = num_heads * head_dim
+        self.qkv = Linear(hidden_size, width + 2 * num_kv_heads * head_dim, qkv_bias)
+        self.output = Linear(width, hidden_size, output_bias)
+        self.q_norm = None if qk_norm is None else Norm(head_dim, qk_norm, "rms")
+        self.k_norm = None if qk_norm is None else Norm(head_dim, qk_norm, "rms")
+
+    def forward(
+        self,
+        x: Tensor,
+        step: Step,
+        cache: tuple[Tensor, Tensor],
+        rope: Sequence[Tensor] | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """x, residual and the result: `[total_tokens, hidden_size]`.
+
+        cache: this layer's k and v, which gain the tokens. rope: cos and sin,
+        `[positions, rotary_dim / 2]`.
+        """
+        k, v = cache
+        cos, sin = (None, None) if rope is None else rope
+        q = ops.rotary(
+            self.qkv(x),
+            step.cu_seqlens,
+            step.starts,
+            k,
+            v,
+            num_heads=self.num_heads,
+            cos=cos,
+            sin=sin,
+            q_norm=None if self.q_norm is None else self.q_norm.weight.value,
+            k_norm=None if self.k_norm is None else self.k_norm.weight.value,
+            eps=1e-6 if self.q_norm is None else self.q_norm.eps,
+            cache_rows=step.rows,
+        )
+        attended = ops.cached_attention(
+            q,
+            k,
+            v,
+            step.cu_seqlens,
+            step.lengths,
+            cache_rows=step.rows,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+        )
+        y: Tensor = self.output(attended.reshape((len(x), self.width)), residual=residual)
+        return y

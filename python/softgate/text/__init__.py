@@ -1,0 +1,8 @@
+"""From text to token ids and back: tokenizers, streams of tokens, chat templates."""
+
+from __future__ import annotations
+
+from softgate.text.stream import DecodeStream
+from softgate.text.tokenizer import Encoding, Tokenizer, check_texts
+
+__all__ = ["DecodeStream", "Encoding", "Tokenizer", "check_texts"]

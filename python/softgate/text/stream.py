@@ -1,0 +1,94 @@
+"""Text of tokens that arrive one after another."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from softgate.text.bytelevel import token_bytes
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class DecodeStream:
+    """Turns token ids into text as they arrive: whole characters only, never taken back.
+
+    A character whose bytes are spread over tokens appears with the last of them. Bytes that are no
+    UTF-8 become U+FFFD. Made by `Tokenizer.decode_stream`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        special_ids: frozenset[int],
+        *,
+        skip_special_tokens: bool,
+        continues: bool,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = special_ids if skip_special_tokens else frozenset()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._steps = _decoder_steps(tokenizer)
+        self._strips = not continues and any(_strips_space(step) for step in self._steps)
+
+    def feed(self, ids: int | Sequence[int]) -> str:
+        """The text that is now certain; an id outside the vocabulary has none."""
+        text = "".join(
+            self._utf8.decode(self._bytes(index))
+            for index in ([ids] if isinstance(ids, int) else ids)
+        )
+        if text and self._strips:
+            self._strips = False
+            text = text.removeprefix(" ")
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD where a character's last bytes never came."""
+        return self._utf8.decode(b"", final=True)
+
+    def _bytes(self, index: int) -> bytes:
+        token = None if index in self._skipped else self._tokenizer.id_to_token(int(index))
+        if token is None:
+            return b""
+        for step in self._steps:
+            match step["type"]:
+                case "ByteLevel":
+                    return token_bytes(token)
+                case "ByteFallback":
+                    if match := _BYTE_TOKEN.fullmatch(token):
+                        return bytes.fromhex(match[1])
+                case "Replace":
+                    token = token.replace(step["pattern"]["String"], step["content"])
+                case "Metaspace":
+                    token = token.replace(step["replacement"], " ")
+        return token.encode()
+
+
+def _strips_space(step: dict[str, Any]) -> bool:
+    """Does this step drop the space that was put in front of a text?"""
+    if step["type"] == "Metaspace":
+        return bool(step.get("prepend_scheme", "always") != "never")
+    return bool(step["type"] == "Strip" and step["content"] == " " and step["start"] == 1)
+
+
+def _decoder_steps(tokenizer: tokenizers.Tokenizer) -> list[dict[str, Any]]:
+    """The parts of the tokenizer's decoder; ValueError unless each token's bytes are its own."""
+    state = b'{"type": null}' if tokenizer.decoder is None else tokenizer.decoder.__getstate__()
+    decoder: dict[str, Any] = json.loads(state)
+    steps: list[dict[str, Any]] = decoder.get("decoders", [decoder])
+    for step in steps:
+        known = step["type"] in ("ByteLevel", "ByteFallback", "Fuse", "Metaspace") or (
+            step["type"] == "Strip" and step["stop"] == 0 and step["start"] <= 1
+        ) or (step["type"] == "Replace" and "String" in step["pattern"])  # fmt: skip
+        if not known:
+            raise ValueError(
+                f"the tokenizer decodes by {step['type']}, which cannot be streamed; "
+                "byte-level BPE and SentencePiece can"
+            )
+    return steps

@@ -1,0 +1,342 @@
+"""From text to token ids and back, through the `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from softgate.checkpoint.errors import CheckpointError, quote
+from softgate.text.errors import library_errors
+from softgate.text.gguf import build_tokenizer, special_token_ids
+from softgate.text.stream import DecodeStream
+from softgate.text.template import render
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from softgate.checkpoint import Checkpoint
+
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One text as token ids, special tokens among them.
+
+    ids, type_ids: of the same length; truncated: whether the text was longer than asked for.
+    """
+
+    ids: list[int]
+    type_ids: list[int]
+    truncated: bool
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, without its padding, and its chat template.
+
+    special_tokens: texts of the tokens with a role, by role: bos, eos, unk, sep, pad, cls, mask.
+    chat_template: a Jinja template, or None.
+    """
+
+    special_tokens: Mapping[str, str]
+    chat_template: str | None
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        special_tokens: Mapping[str, str] = MappingProxyType({}),
+        chat_template: str | None = None,
+    ) -> None:
+        # Sequences are packed, and the length is the caller's choice.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.special_tokens = MappingProxyType(dict(special_tokens))
+        self.chat_template = chat_template
+        self.num_special_tokens = int(tokenizer.num_special_tokens_to_add(False))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Read a tokenizer.json; CheckpointError when it is not one."""
+        return cls(_read_tokenizer(Path(path)))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer | None:
+        """The tokenizer of a folder's files or of a GGUF file's metadata; None if it has none.
+
+        A folder's tokenizer.json says how to tokenize, its tokenizer_config.json which tokens are
+        special and, unless chat_template.jinja does, how to write a chat. Raises CheckpointError
+        when one of them is broken.
+        """
+        if "tokenizer.ggml.tokens" in checkpoint.metadata:
+            return cls._from_gguf(checkpoint)
+        path = checkpoint.file(TOKENIZER)
+        if path is None:
+            return None
+        config = checkpoint.json(TOKENIZER_CONFIG)
+        if config is None:
+            config = {}
+        elif not isinstance(config, dict):
+            raise CheckpointError(f"{checkpoint.spec}: {TOKENIZER_CONFIG} is not an object")
+        template = checkpoint.file(CHAT_TEMPLATE)
+        return cls(
+            _read_tokenizer(path),
+            _special_tokens(config),
+            _chat_template(config) if template is None else _read_text(template),
+        )
+
+    @classmethod
+    def _from_gguf(cls, checkpoint: Checkpoint) -> Tokenizer:
+        metadata = checkpoint.metadata
+        template = metadata.get("tokenizer.chat_template")
+        if template is not None and not isinstance(template, str):
+            raise CheckpointError(f"{checkpoint.spec}: tokenizer.chat_template is not a string")
+        try:
+            tokenizer = build_tokenizer(metadata)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.spec}: {error}") from None
+        size, expected = tokenizer.get_vocab_size(), checkpoint.config["vocab_size"]
+        if size > expected:
+            raise CheckpointError(
+                f"{checkpoint.spec}: the tokenizer has {size} tokens, the embedding {expected}"
+            )
+        special = {
+            name: str(tokenizer.id_to_token(index))
+            for name, index in special_token_ids(metadata).items()
+        }
+        return cls(tokenizer, special, template)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, those of added tokens among them."""
+        return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id of the token that begins a text."""
+        return self._special_id("bos")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the token that ends a text."""
+        return self._special_id("eos")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of the token that fills a batch up."""
+        return self._special_id("pad")
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that `decode` leaves out."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(index for index, token in added.items() if token.special)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token's text, None when there is no such token."""
+        index = self._tokenizer.token_to_id(token)
+        return None if index is None else int(index)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int | None = None,
+        truncate: bool = True,
+        add_special_tokens: bool = True,
+    ) -> list[Encoding]:
+        """Token ids of each text; an empty text has only the special tokens.
+
+        A text of more than `max_length` tokens loses its end, but no special token, if `truncate`.
+        add_special_tokens: False for text that has them already, such as a chat's; special tokens
+        that a text spells out are found either way.
+
+        Raises TypeError when `texts` is not a sequence of str, and ValueError when one holds a lone
+        surrogate, is too long and not to be truncated, or `max_length` leaves no room for the
+        special tokens; CheckpointError when the tokenizer contradicts itself.
+        """
+        reserved = self.num_special_tokens if add_special_tokens else 0
+        if max_length is not None and max_length < reserved:
+            raise ValueError(
+                f"max_length is {max_length}, expected at least "
+                f"{reserved}, the special tokens of a text"
+            )
+        check_texts(texts)
+        with library_errors("the tokenizer fails"):
+            batch = self._tokenizer.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
+            )
+        encodings: list[Encoding] = []
+        for index, full in enumerate(batch):
+            if max_length is None or len(full) <= max_length:
+                encodings.append(Encoding(full.ids, full.type_ids, truncated=False))
+            elif truncate:
+                encodings.append(self._truncated(texts[index], max_length, add_special_tokens))
+            else:
+                raise ValueError(
+                    f"texts[{index}] has {len(full)} tokens, expected at most {max_length}"
+                )
+        return encodings
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; an id outside the vocabulary has none."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def decode_stream(
+        self, *, skip_special_tokens: bool = True, continues: bool = False
+    ) -> DecodeStream:
+        """A stream whose `feed(ids)` gives whole characters, `flush()` what is left at the end.
+
+        continues: the tokens go on from a text, so that the first one's space is one; else
+        SentencePiece style tokenizers drop it, as `decode` does.
+
+        Raises ValueError for a tokenizer whose tokens have no text of their own (WordPiece).
+        """
+        return DecodeStream(
+            self._tokenizer,
+            self.special_ids,
+            skip_special_tokens=skip_special_tokens,
+            continues=continues,
+        )
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The text that the model's template makes of a chat; encode it without special tokens.
+
+        messages: such as `{"role": "user", "content": "..."}`; add_generation_prompt: end with the
+        beginning of an answer; variables: what else the template may ask for, such as `tools`.
+
+        The template is the checkpoint's, so untrusted: it runs in a sandbox and a process of its
+        own, with bounded time, memory and output.
+
+        Raises ValueError when there is no template or it refuses the messages, TypeError when
+        these are not mappings of JSON values, CheckpointError when the template is broken or
+        exceeds its bounds.
+        """
+        if self.chat_template is None:
+            raise ValueError("the checkpoint has no chat template")
+        if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+            raise TypeError(
+                f"messages is a {type(messages).__name__}, expected a sequence of mappings"
+            )
+        for index, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise TypeError(
+                    f"messages[{index}] is a {type(message).__name__}, expected a mapping"
+                )
+        return render(
+            self.chat_template,
+            {f"{name}_token": token for name, token in self.special_tokens.items()}
+            | {"tools": None, "documents": None}
+            | variables
+            | {
+                # A key without a value is one that templates expect to be missing.
+                "messages": [
+                    {key: value for key, value in message.items() if value is not None}
+                    for message in messages
+                ],
+                "add_generation_prompt": add_generation_prompt,
+            },
+        )
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that reads back as this tokenizer."""
+        return str(self._tokenizer.to_str())
+
+    def to_files(self) -> dict[str, bytes]:
+        """Files, by name, that `from_checkpoint` and Hugging Face read back as this tokenizer."""
+        config = {f"{name}_token": token for name, token in self.special_tokens.items()}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        files = {
+            TOKENIZER: self.to_json().encode(),
+            TOKENIZER_CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        }
+        if self.chat_template is not None:
+            files[CHAT_TEMPLATE] = self.chat_template.encode()
+        return files
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self.token_id(token)
+
+    def _truncated(self, text: str, max_length: int, add_special_tokens: bool) -> Encoding:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if add_special_tokens:
+            encoding.truncate(max_length - self.num_special_tokens)
+            encoding = self._tokenizer.post_process(encoding)
+        else:
+            encoding.truncate(max_length)
+        return Encoding(encoding.ids, encoding.type_ids, truncated=True)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise unless `texts` is a sequence of str that UTF-8 can hold."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+        raise TypeError(f"texts is a {type(texts).__name__}, expected a sequence of str")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{index}] is a {type(text).__name__}, expected str")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"texts[{index}] holds a lone surrogate at character {error.start}"
+            ) from None
+
+
+def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    content = path.read_bytes()
+    with library_errors(f"{path}: not a tokenizer"):
+        return tokenizers.Tokenizer.from_buffer(content)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is not UTF-8") from None
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens of a tokenizer_config.json, each a string or an object with `content`."""
+    special = {}
+    for name in SPECIAL_TOKENS:
+        token = config.get(f"{name}_token")
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is None:
+            continue
+        if not isinstance(token, str):
+            raise CheckpointError(f"{TOKENIZER_CONFIG}: {name}_token is {quote(token)}")
+        special[name] = token
+    return special
+
+
+def _chat_template(config: Mapping[str, Any]) -> str | None:
+    """The chat template of a tokenizer_config.json: a string, or the default one of several."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {
+            entry.get("name"): entry.get("template")
+            for entry in template
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+        }
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{TOKENIZER_CONFIG}: chat_template is {quote(template)}")
+    return template
