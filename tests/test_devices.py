@@ -186,6 +186,20 @@ def test_weight_of_another_device_or_dtype(device):
         ops.linear(there, ops.pack(weight.to(device, "float16")))
 
 
+def test_what_only_the_cpu_packs(device):
+    weight = softgate.Tensor(np.ones((4, 32), np.float32)).to(device)
+    with pytest.raises(ValueError, match=rf"^pack: dtype is 'int8' on {device}, expected that of"):
+        ops.pack(weight, dtype="int8")
+    with pytest.raises(ValueError, match=rf"^pack: gated is True on {device}"):
+        ops.pack(weight, gated=True)
+    ids = softgate.Tensor(np.zeros(2, np.int32)).to(device)
+    with pytest.raises(ValueError, match=rf"^gather: weight is on {device}, expected cpu$"):
+        ops.gather(ops.pack(weight), ids)
+    values = softgate.Tensor(np.ones((4, 32), np.int8)).to(device)
+    with pytest.raises(ValueError, match=rf"^pack_groups: values is on {device}, expected cpu$"):
+        ops.pack_groups(values, np.ones(4, np.float32), bits=8)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hidden", [19, 64, 900, 20000])
 @pytest.mark.parametrize("op", ["add_layer_norm", "add_rms_norm"])
