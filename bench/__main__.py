@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bench import breakdown, exports, report, startup
+from bench import breakdown, exports, gpu_report, report, startup
 from bench.bench_bert import Bert
 from bench.case import KERNELS, MODELS, RECURRENT, Case, select
 from bench.limits import ROOT, Limits, probe
@@ -31,6 +31,14 @@ class EngineNames(click.ParamType[tuple[str, ...]]):
             if name not in ENGINES:
                 self.fail(f"{name!r} is not one of {', '.join(ENGINES)}", param, ctx)
         return names
+
+
+output_option = click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=RESULTS,
+    help="Folder for the JSON and the picture.",
+)
 
 
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,12 +64,7 @@ def case_options(command: Callable[..., None]) -> Callable[..., None]:
             default=",".join(ENGINES),
             help=f"Only these of {', '.join(ENGINES)}.",
         ),
-        click.option(
-            "--output",
-            type=click.Path(file_okay=False, path_type=Path),
-            default=RESULTS,
-            help="Folder for the JSON and the picture.",
-        ),
+        output_option,
     ]
     return functools.reduce(
         lambda decorated, option: option(decorated), options, common_options(command)
@@ -140,6 +143,17 @@ def break_down(pattern: str, quick: bool, threads: int) -> None:
             click.echo(
                 "\n".join([f"{bench} {case.name}", *breakdown.lines(steps, timings, limits), ""])
             )
+
+
+@main.command("gpu-report")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True
+)
+@click.option("--smoke", is_flag=True, help="Tiny sizes, few tests, no times: for an interpreter.")
+@output_option
+def gpu(minutes: float, smoke: bool, output: Path) -> None:
+    """Build for the card found, test every kernel on it, time kernels and stacks; JSON, plots."""
+    sys.exit(gpu_report.report(output, minutes, smoke))
 
 
 def run(

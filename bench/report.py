@@ -220,7 +220,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_roofline(path: Path, results: Sequence[CaseResult], limits: Limits) -> None:
     """GFLOP/s over intensity, under the roofs that the limits make (Williams et al. 2009)."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
     intensities = [result.work.intensity for result in results]
     left, right = min(intensities) / 3, max(intensities) * 3
@@ -270,12 +270,12 @@ def write_roofline(path: Path, results: Sequence[CaseResult], limits: Limits) ->
         title=f"kernels, {limits.threads} threads, {cpu_name()}",
     )
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def write_bars(path: Path, results: Sequence[CaseResult], limits: Limits) -> None:
     """Milliseconds an engine needs, a panel a case, with the limit as a line."""
-    plt = _pyplot()
+    plt = pyplot()
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
     figure, grid = plt.subplots(
@@ -306,10 +306,10 @@ def write_bars(path: Path, results: Sequence[CaseResult], limits: Limits) -> Non
         axes.set_title(result.name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.set_xlabel("ms (dashed: hardware limit)", fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("agg")
@@ -331,6 +331,6 @@ def _colors(results: Sequence[CaseResult]) -> dict[str, str]:
     }
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -81,7 +81,7 @@ class LinearCase(Case):
         }
 
 
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu")
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "tanh")
 
 LINEAR = [
     *(LinearCase(rows, 5, 37) for rows in BLOCK_ROWS),
@@ -437,7 +437,7 @@ class CachedAttentionCase(Case):
         }
 
 
-# Around the splits and blocks of the decode kernel's keys.
+# Around the blocks of the decode kernel's keys.
 DECODED = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1100)
 
 CACHED_ATTENTION = [
@@ -471,6 +471,13 @@ CACHED_ATTENTION = [
         for len_q in (1, 3, 40)
         for n in (90, 700)
         for window in ((0, 0), (15, 0), (300, 0), (6, 4), (-1, 0), (2**31, 2**62))
+        for causal in (False, True)
+    ),
+    # several splits of 64 keys, of which a window reaches some
+    *(
+        CachedAttentionCase((1, len_q), (700, 450), 4, 2, 128, causal=causal, window=window)
+        for len_q in (2, 4)
+        for window in ((-1, -1), (15, 0), (63, 0), (64, 0), (300, 0), (100, 5))
         for causal in (False, True)
     ),
     # rows of the cache: any order, more than sequences, repeated, no room to spare

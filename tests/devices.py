@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,15 +99,17 @@ def _rounding(values: Any, dtype: str) -> _Rounding:
 
 def naive(op: str, dtype: str, **arguments: Any) -> np.ndarray:
     """The reference with every intermediate result rounded to `dtype`."""
-    with _replaced(lambda values: _rounding(values, dtype)), np.errstate(all="ignore"):
+    with naively(dtype):
         return np.asarray(getattr(reference, op)(**arguments))
 
 
 @contextmanager
-def _replaced(float64: Callable[[Any], np.ndarray]) -> Iterator[None]:
+def naively(dtype: str) -> Iterator[None]:
+    """While it lasts the reference rounds every intermediate result to `dtype`."""
     before = reference._float64
-    reference._float64 = float64
+    reference._float64 = lambda values: _rounding(values, dtype)
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     finally:
         reference._float64 = before

@@ -76,7 +76,7 @@ def expected(texts: Sequence[str]) -> np.ndarray[Any, Any]:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn()
-    monkeypatch.setattr(softgate, "load", lambda spec: stand_in)
+    monkeypatch.setattr(softgate, "load", lambda spec, **place: stand_in)
     return stand_in
 
 
@@ -102,6 +102,24 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 # Printed
+
+
+def test_device_and_dtype(model: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+    monkeypatch.setattr(softgate, "load", lambda spec, **place: places.append(place) or model)
+    assert embed("a", "--device", "cuda:1", "--dtype", "float16").exit_code == 0
+    assert embed("a").exit_code == 0
+    assert places == [{"device": "cuda:1", "dtype": "float16"}, {"device": None, "dtype": None}]
+    assert "--dtype" in refused(embed("a", "--dtype", "int3"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError])
+def test_device_that_there_is_not(monkeypatch: pytest.MonkeyPatch, error: type) -> None:
+    def fail(spec: str, **place: str | None) -> None:
+        raise error(f"no {place['device']}")
+
+    monkeypatch.setattr(softgate, "load", fail)
+    assert "no cuda" in refused(embed("a", "--device", "cuda"))
 
 
 @pytest.mark.usefixtures("model")
@@ -240,7 +258,7 @@ def test_bad_arguments(
 def test_model_that_cannot_be_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    def fail(spec: str) -> None:
+    def fail(spec: str, **place: str | None) -> None:
         raise error
 
     monkeypatch.setattr(softgate, "load", fail)
@@ -276,7 +294,7 @@ class Slow(StandIn):
             time.sleep(600)
         return super().encode_batch(encodings, normalize=normalize)
 
-softgate.load = lambda spec: Slow()
+softgate.load = lambda spec, **place: Slow()
 from softgate.cli import main
 main()
 """
@@ -370,6 +388,7 @@ def test_info(monkeypatch: pytest.MonkeyPatch, model: StandIn) -> None:
     alone = run("info")
     assert alone.exit_code == 0
     assert alone.stdout.startswith(f"softgate    {softgate.__version__}\nisa         ")
+    assert alone.stdout.endswith(f"\ncuda        {softgate.cuda.describe()}\n")
     described = run("info", "--model", "stand-in")
     assert described.stdout.startswith(alone.stdout)
     found = dict(line.split(maxsplit=1) for line in described.stdout.splitlines())

@@ -186,7 +186,7 @@ def test_spoiled_weight(spoiled):
             id="out_overlaps_itself",
         ),
         pytest.param({"activation": ""}, ValueError, "activation", id="no_activation"),
-        pytest.param({"activation": "tanh"}, ValueError, "activation", id="unknown_activation"),
+        pytest.param({"activation": "sigmoid"}, ValueError, "activation", id="unknown_activation"),
     ],
 )
 def test_bad_argument(change, error, message):

@@ -385,9 +385,9 @@ def test_states_of_wrong_shape(h0, c0, message):
 
 def test_wrong_dtypes():
     layer, _ = make("gru")
-    with pytest.raises(TypeError, match=r"^gru: x\b"):
+    with pytest.raises(TypeError, match=r"^GRU: x\b"):
         layer(draw(7, 4, INPUT).astype(np.float64))
-    with pytest.raises(TypeError, match=r"^gru: h0\b"):
+    with pytest.raises(TypeError, match=r"^GRU: h0\b"):
         layer(draw(7, 4, INPUT), draw(1, 4, HIDDEN).astype(np.float64))
 
 

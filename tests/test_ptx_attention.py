@@ -20,12 +20,13 @@ SPLIT_KEYS, SPLIT_ROWS = 256, 16
 
 POINTERS = (
     *("q", "k", "v", "out", "lse", "weights", "cu_seqlens_q", "cu_seqlens_k"),
-    *("bool_mask", "add_mask"),
+    *("lengths_k", "cache_rows", "bool_mask", "add_mask"),
 )
 SIZES = (
     *("batch", "num_heads", "num_kv_heads", "head_dim", "total_q", "total_k", "max_q", "max_k"),
     *("q_stride", "k_stride", "v_stride", "out_stride"),
     *("q_head_stride", "k_head_stride", "v_head_stride", "out_head_stride"),
+    *("k_row_stride", "v_row_stride"),
     *("lse_stride", "mask_batch_stride", "mask_head_stride", "mask_row_stride"),
 )
 

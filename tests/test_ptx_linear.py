@@ -7,7 +7,7 @@ from softgate import reference
 from tolerances import TOLERANCES, linear_scale
 
 NAMESPACE = "softgate::cuda::(anonymous namespace)::"
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu")  # as the enum numbers them
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "tanh")  # as the enum numbers them
 
 # Rows and columns of a block, threads, bytes of shared memory.
 TILES = {

@@ -1,5 +1,8 @@
 """What ptxas makes of every kernel, against csrc/cuda/ptxas.tsv: tools/check_ptxas.py [--update].
 
+It compiles every kernel file, or, with --log FILE, reads what a build with SOFTGATE_CUDA_RUNTIME
+Shared for that architecture printed.
+
 A row that got worse (more registers, stack or spills) fails until the table has it, and a row that
 spills needs a reason in its last column. Registers depend on the compiler: another nvcc than the
 table names is checked for spills only.
@@ -65,9 +68,12 @@ def rows_of(report: str) -> list[Row]:
     return rows
 
 
-def measured() -> dict[str, Row]:
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [r for source in SOURCES for r in rows_of(compile_report(source, Path(folder)))]
+def measured(log: Path | None) -> dict[str, Row]:
+    if log is not None:
+        rows = rows_of(log.read_text())
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = [r for source in SOURCES for r in rows_of(compile_report(source, Path(folder)))]
     return {row["kernel"]: row for row in sorted(rows, key=lambda row: row["kernel"])}
 
 
@@ -107,11 +113,13 @@ def complaints(now: dict[str, Row], before: dict[str, Row], same_compiler: bool)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--update", action="store_true", help="write the table")
-    update = parser.parse_args().update
+    parser.add_argument("--log", type=Path, help="output of a build, instead of compiling")
+    options = parser.parse_args()
+    update = options.update
     if shutil.which("nvcc") is None:
         print("nvcc is missing")
         return int(os.environ.get("SOFTGATE_PROOFS") == "required")
-    version, now = nvcc_version(), measured()
+    version, now = nvcc_version(), measured(options.log)
     table_version, before = recorded()
     if update:
         write(version, now, before)

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/tensor.h"
+#include "ops/sequence_offsets.h"
 
 namespace softgate::bindings {
 
@@ -19,6 +20,7 @@ void register_errors();
 void register_runtime(py::module_& m);
 void register_device(py::module_& m);
 void register_tensor(py::module_& m);
+void register_sequence_offsets(py::module_& m);
 void register_ops(py::module_& m);
 
 // What an error message says about an argument.
@@ -34,6 +36,10 @@ std::ostream& operator<<(std::ostream& out, const Argument& argument);
 // other objects and dtypes, std::invalid_argument for layouts and devices that cannot be viewed.
 Tensor to_tensor(const Argument& argument, py::handle object);
 std::optional<Tensor> to_optional_tensor(const Argument& argument, py::handle object);
+
+// SequenceOffsets, or an int32 array of them. Fetches one that is on a device.
+SequenceOffsets to_offsets(const Argument& argument, py::handle object);
+const SequenceOffsets* as_offsets(py::handle object);  // null where it is something else
 
 // "cpu", "cuda", "cuda:1", "simt". Throws std::invalid_argument for anything else.
 Device to_device(const char* op, const std::string& text);

@@ -104,6 +104,16 @@ py::dict device_info(const std::string& text) {
   return result;
 }
 
+py::dict transfers() {
+  const Transfers counts = softgate::transfers();
+  py::dict result;
+  result["uploads"] = counts.uploads;
+  result["uploaded_bytes"] = counts.uploaded_bytes;
+  result["downloads"] = counts.downloads;
+  result["downloaded_bytes"] = counts.downloaded_bytes;
+  return result;
+}
+
 }  // namespace
 
 void register_device(py::module_& m) {
@@ -140,6 +150,7 @@ void register_device(py::module_& m) {
       },
       arg("kind") = "cuda");
   m.def("device_info", &device_info, arg("device") = "cuda");
+  m.def("transfers", &transfers);
   m.def(
       "synchronize",
       [](const std::string& text) {

@@ -6,5 +6,6 @@ PYBIND11_MODULE(_core, m) {
   softgate::bindings::register_runtime(m);
   softgate::bindings::register_device(m);
   softgate::bindings::register_tensor(m);
+  softgate::bindings::register_sequence_offsets(m);
   softgate::bindings::register_ops(m);
 }

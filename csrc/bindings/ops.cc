@@ -92,8 +92,11 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle cu_seq
   const Tensor q_ = to_tensor({"attention", "q"}, q);
   const Tensor k_ = to_tensor({"attention", "k"}, k);
   const Tensor v_ = to_tensor({"attention", "v"}, v);
-  const Tensor lens_q = to_tensor({"attention", "cu_seqlens_q", "int32"}, cu_seqlens_q);
-  const Tensor lens_k = to_tensor({"attention", "cu_seqlens_k", "int32"}, cu_seqlens_k);
+  const SequenceOffsets lens_q = to_offsets({"attention", "cu_seqlens_q", "int32"}, cu_seqlens_q);
+  const SequenceOffsets lens_k =
+      cu_seqlens_k.is(cu_seqlens_q)
+          ? lens_q
+          : to_offsets({"attention", "cu_seqlens_k", "int32"}, cu_seqlens_k);
   const AttentionOptions options{
       .scale = scale,
       .causal = causal,
@@ -193,10 +196,14 @@ py::object softmax(py::handle x, py::handle out) {
 
 py::object pool(py::handle x, py::handle cu_seqlens, const std::string& mode, py::handle out) {
   const Tensor x_ = to_tensor({"pool", "x"}, x);
-  const Tensor cu_seqlens_ = to_tensor({"pool", "cu_seqlens", "int32"}, cu_seqlens);
   auto out_ = to_optional_tensor({"pool", "out"}, out);
+  const auto run = [&](const auto& cu_seqlens_) {
+    return without_gil([&] { return softgate::pool(x_, cu_seqlens_, mode, std::move(out_)); });
+  };
+  // Kernels read the offsets: where they are but an array, none are fetched.
+  const SequenceOffsets* offsets = as_offsets(cu_seqlens);
   Tensor result =
-      without_gil([&] { return softgate::pool(x_, cu_seqlens_, mode, std::move(out_)); });
+      offsets ? run(*offsets) : run(to_tensor({"pool", "cu_seqlens", "int32"}, cu_seqlens));
   return to_result(std::move(result), x, out);
 }
 
@@ -285,7 +292,7 @@ py::tuple recurrent(const std::string& op, py::handle x, py::handle cu_seqlens,
                     const std::string& direction, py::handle out) {
   const char* name = op.c_str();
   const Tensor x_ = to_tensor({name, "x"}, x);
-  const Tensor cu_seqlens_ = to_tensor({name, "cu_seqlens", "int32"}, cu_seqlens);
+  const SequenceOffsets cu_seqlens_ = to_offsets({name, "cu_seqlens", "int32"}, cu_seqlens);
   std::vector<const RecurrentWeight*> weights_;
   for (const py::handle weight : weights) weights_.push_back(&to_recurrent_weight(name, weight));
   const auto h0_ = to_optional_tensor({name, "h0"}, h0);

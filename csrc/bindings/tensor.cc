@@ -1,31 +1,23 @@
-// Tensor, and the ways in and out of it: NumPy and DLPack.
+// Tensor, and its way in and out of NumPy.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <bit>
-#include <cstring>
 #include <memory>
 #include <string>
-#include <type_traits>
 #include <utility>
 
 #include "bindings/bindings.h"
+#include "bindings/foreign.h"
 #include "core/check.h"
-#include "core/dlpack.h"
 
 namespace softgate::bindings {
 namespace {
 
 using ArrayApi = py::detail::npy_api;
 
-constexpr std::array kDTypes = {DType::float32, DType::float16, DType::bfloat16, DType::int8,
-                                DType::int32,   DType::int64,   DType::boolean};
 constexpr const char* kAnyDType = "float32, float16, bfloat16, int8, int32, int64 or bool";
-
-[[noreturn]] void wrong_dtype(const Argument& argument, const std::string& dtype) {
-  throw TypeError(concat(argument, " has dtype ", dtype, ", expected ", argument.expected));
-}
 
 DType dtype_from_name(const char* op, const std::string& text) {
   for (const DType dtype : kDTypes) {
@@ -59,54 +51,6 @@ py::tuple to_tuple(const Dims& dims) {
   py::tuple tuple(static_cast<std::size_t>(dims.size()));
   for (int i = 0; i < dims.size(); ++i) tuple[static_cast<std::size_t>(i)] = dims[i];
   return tuple;
-}
-
-// Holds a Python object from C++, whose threads may drop it without the GIL.
-std::shared_ptr<void> keep_alive(py::handle owner) {
-  return {owner.inc_ref().ptr(), [](void* object) {
-            if (Py_IsInitialized() == 0) return;
-            const PyGILState_STATE state = PyGILState_Ensure();
-            Py_DECREF(static_cast<PyObject*>(object));
-            PyGILState_Release(state);
-          }};
-}
-
-// Memory that somebody else owns, as NumPy or DLPack describes it.
-struct Foreign {
-  void* data;
-  DType dtype;
-  Dims shape, strides;  // strides in elements
-  std::shared_ptr<void> owner;
-  bool writable;
-};
-
-void check_ndim(const Argument& argument, std::int64_t ndim) {
-  check(0 <= ndim && ndim <= kMaxDims, argument, " has ", ndim, " dimensions, expected at most ",
-        kMaxDims);
-}
-
-Tensor view(const Argument& argument, Foreign&& foreign) {
-  const std::size_t element = size_of(foreign.dtype);
-  const std::size_t bytes = checked_bytes(foreign.shape, element);
-  const int last = foreign.shape.size() - 1;
-  for (int i = 0; bytes > 0 && i <= last; ++i) {
-    if (foreign.shape[i] == 1) continue;
-    const bool fits = i == last ? foreign.strides[i] == 1 : foreign.strides[i] >= 0;
-    if (!fits) {
-      check(false, argument, " has shape ", to_string(foreign.shape), " and strides ",
-            to_string(foreign.strides),
-            i == last ? ", expected a contiguous last dimension (stride 1)"
-                      : ", expected no negative stride");
-    }
-  }
-  check(bytes == 0 || reinterpret_cast<std::uintptr_t>(foreign.data) % element == 0, argument,
-        " is not aligned to its ", element, "-byte elements");
-  auto storage = std::make_shared<Storage>();
-  storage->data = foreign.data;
-  storage->bytes = bytes == 0 ? 0 : checked_span(foreign.shape, foreign.strides, element);
-  storage->keep_alive = std::move(foreign.owner);
-  storage->writable = foreign.writable;
-  return {std::move(storage), foreign.data, foreign.dtype, foreign.shape, foreign.strides, {}};
 }
 
 std::optional<DType> dtype_of(const py::dtype& descr) {
@@ -151,183 +95,13 @@ Tensor from_numpy(const Argument& argument, const py::array& array) {
           " bytes, expected a multiple of ", element);
     strides.push_back(stride / element);
   }
-  return view(argument, {const_cast<void*>(array.data()), *dtype, shape, strides, keep_alive(array),
-                         array.writeable()});
-}
-
-std::string dtype_name(const dlpack::DataType& dtype) {
-  const auto kind = [&]() -> std::string {
-    switch (dtype.code) {
-      case dlpack::kInt: return "int";
-      case dlpack::kUInt: return "uint";
-      case dlpack::kFloat: return "float";
-      case dlpack::kBfloat: return "bfloat";
-      case dlpack::kComplex: return "complex";
-      case dlpack::kBool: return "bool";
-      default: return concat("DLPack code ", int{dtype.code}, " of bits ");
-    }
-  }();
-  return concat(kind, int{dtype.bits}, dtype.lanes == 1 ? "" : concat("x", dtype.lanes));
-}
-
-dlpack::DataType to_dlpack_dtype(DType dtype) {
-  const auto code = [dtype] {
-    switch (dtype) {
-      case DType::float32:
-      case DType::float16: return dlpack::kFloat;
-      case DType::bfloat16: return dlpack::kBfloat;
-      case DType::boolean: return dlpack::kBool;
-      case DType::int8:
-      case DType::int32:
-      case DType::int64: return dlpack::kInt;
-    }
-    return dlpack::kInt;
-  }();
-  return {code, static_cast<std::uint8_t>(8 * size_of(dtype)), 1};
-}
-
-DType dtype_of(const Argument& argument, const dlpack::DataType& given) {
-  for (const DType dtype : kDTypes) {
-    const dlpack::DataType candidate = to_dlpack_dtype(dtype);
-    if (candidate.code == given.code && candidate.bits == given.bits && given.lanes == 1) {
-      return dtype;
-    }
-  }
-  wrong_dtype(argument, dtype_name(given));
-}
-
-template <class Managed>
-struct ManagedTraits;
-
-template <>
-struct ManagedTraits<dlpack::Managed> {
-  static constexpr const char* kName = "dltensor";
-  static constexpr const char* kUsedName = "used_dltensor";
-};
-
-template <>
-struct ManagedTraits<dlpack::ManagedVersioned> {
-  static constexpr const char* kName = "dltensor_versioned";
-  static constexpr const char* kUsedName = "used_dltensor_versioned";
-};
-
-Tensor from_managed(const Argument& argument, const dlpack::View& given,
-                    std::shared_ptr<void> owner, bool writable) {
-  check(given.device.type == dlpack::kCPU, argument, " is on DLPack device (", given.device.type,
-        ", ", given.device.id, "), expected the CPU");
-  const DType dtype = dtype_of(argument, given.dtype);
-  check_ndim(argument, given.ndim);
-  Dims shape, strides;
-  std::int64_t compact = 1;
-  for (int i = 0; i < given.ndim; ++i) shape.push_back(given.shape[i]);
-  checked_bytes(shape, size_of(dtype));
-  strides = shape;
-  for (int i = given.ndim - 1; i >= 0; --i) {
-    strides[i] = given.strides == nullptr ? compact : given.strides[i];
-    compact *= std::max<std::int64_t>(shape[i], 1);
-  }
-  void* data = static_cast<std::byte*>(given.data) + given.byte_offset;
-  return view(argument, {data, dtype, shape, strides, std::move(owner), writable});
-}
-
-// Takes the managed tensor out of its capsule: the capsule must not free it any more.
-template <class Managed>
-std::shared_ptr<Managed> consume(py::handle capsule) {
-  using Traits = ManagedTraits<Managed>;
-  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), Traits::kName));
-  if (managed == nullptr || PyCapsule_SetName(capsule.ptr(), Traits::kUsedName) != 0) {
-    throw py::error_already_set();
-  }
-  return {managed, [](Managed* m) {
-            if (m->deleter != nullptr) m->deleter(m);
-          }};
-}
-
-py::object export_capsule(py::handle object) {
-  const py::object method = object.attr("__dlpack__");
-  try {
-    return method(py::arg("max_version") =
-                      py::make_tuple(dlpack::kMajorVersion, dlpack::kMinorVersion));
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_TypeError)) throw;
-  }
-  return method();  // an exporter from before DLPack 1.0
-}
-
-Tensor from_dlpack(const Argument& argument, py::handle object) {
-  const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
-  check(device.first == dlpack::kCPU, argument, " is on DLPack device (", device.first, ", ",
-        device.second, "), expected the CPU");
-  const py::object capsule = export_capsule(object);
-  if (PyCapsule_IsValid(capsule.ptr(), ManagedTraits<dlpack::Managed>::kName) != 0) {
-    auto managed = consume<dlpack::Managed>(capsule);
-    const dlpack::View& given = managed->view;
-    return from_managed(argument, given, std::move(managed), true);
-  }
-  auto managed = consume<dlpack::ManagedVersioned>(capsule);
-  check(managed->version.major == dlpack::kMajorVersion, argument, " speaks DLPack ",
-        managed->version.major, ", expected ", dlpack::kMajorVersion);
-  const bool writable = (managed->flags & dlpack::kReadOnly) == 0;
-  const dlpack::View& given = managed->view;
-  return from_managed(argument, given, std::move(managed), writable);
-}
-
-// A managed tensor with what it points to.
-template <class Managed>
-struct Exported {
-  Managed managed;
-  std::shared_ptr<Storage> storage;
-  Dims shape, strides;
-};
-
-template <class Managed>
-py::object export_tensor(const Tensor& tensor, [[maybe_unused]] bool copied) {
-  using Traits = ManagedTraits<Managed>;
-  auto exported = std::make_unique<Exported<Managed>>(
-      Exported<Managed>{{}, tensor.storage(), tensor.shape(), tensor.strides()});
-  Managed& managed = exported->managed;
-  managed.context = exported.get();
-  managed.deleter = [](Managed* m) { delete static_cast<Exported<Managed>*>(m->context); };
-  managed.view = {
-      .data = tensor.raw(),
-      .device = {dlpack::kCPU, 0},
-      .ndim = tensor.dim(),
-      .dtype = to_dlpack_dtype(tensor.dtype()),
-      .shape = tensor.dim() == 0 ? nullptr : &exported->shape[0],
-      .strides = tensor.dim() == 0 ? nullptr : &exported->strides[0],
-      .byte_offset = 0,
-  };
-  if constexpr (std::is_same_v<Managed, dlpack::ManagedVersioned>) {
-    managed.version = {dlpack::kMajorVersion, dlpack::kMinorVersion};
-    managed.flags = (tensor.writable() ? 0 : dlpack::kReadOnly) | (copied ? dlpack::kIsCopied : 0);
-  }
-  PyObject* capsule = PyCapsule_New(&managed, Traits::kName, [](PyObject* unused) {
-    if (PyCapsule_IsValid(unused, Traits::kName) == 0) return;  // consumed
-    auto* left = static_cast<Managed*>(PyCapsule_GetPointer(unused, Traits::kName));
-    left->deleter(left);
-  });
-  if (capsule == nullptr) throw py::error_already_set();
-  exported.release();  // NOLINT: the capsule owns it
-  return py::reinterpret_steal<py::object>(capsule);
-}
-
-py::object dlpack_export(const Tensor& tensor, py::handle stream, py::handle max_version,
-                         py::handle dl_device, py::handle copy_wanted) {
-  check(stream.is_none(), "__dlpack__: stream is given, expected None for a CPU tensor");
-  if (tensor.device().kind != DeviceKind::cpu)
-    throw py::buffer_error(concat("__dlpack__: the tensor is on ", name(tensor.device())));
-  if (!dl_device.is_none() && dl_device.cast<std::pair<int, int>>().first != dlpack::kCPU) {
-    throw py::buffer_error("__dlpack__: a CPU tensor exports to the CPU only");
-  }
-  const bool copies = !copy_wanted.is_none() && copy_wanted.cast<bool>();
-  const Tensor source = copies ? copy_to(tensor, tensor.device(), tensor.dtype()) : tensor;
-  const bool versioned =
-      !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= 1;
-  if (versioned) return export_tensor<dlpack::ManagedVersioned>(source, copies);
-  if (!source.writable()) {
-    throw py::buffer_error("__dlpack__: a read-only tensor needs max_version (1, 0) or higher");
-  }
-  return export_tensor<dlpack::Managed>(source, copies);
+  return view(argument, {.data = const_cast<void*>(array.data()),
+                         .dtype = *dtype,
+                         .shape = shape,
+                         .strides = strides,
+                         .owner = keep_alive(array),
+                         .writable = array.writeable(),
+                         .device = {}});
 }
 
 py::object as_array(const Tensor& tensor, py::handle dtype, py::handle copy_wanted) {
@@ -414,6 +188,13 @@ py::object to(const py::object& self, const std::optional<std::string>& device,
   return py::cast(without_gil([&] { return copy_to(tensor, on, as); }));
 }
 
+py::object copy_(const py::object& self, py::handle source) {
+  const auto& tensor = self.cast<const Tensor&>();
+  const Tensor from = to_tensor({"copy_", "source", kAnyDType}, source);
+  without_gil([&] { copy_into(from, tensor); });
+  return self;
+}
+
 std::int64_t length(const Tensor& tensor) {
   check_type(tensor.dim() > 0, "Tensor: a tensor without dimensions has no length");
   return tensor.size(0);
@@ -441,7 +222,7 @@ Device to_device(const char* op, const std::string& text) {
     const std::string digits = text.substr(colon + 1);
     const bool is_index = !digits.empty() && digits.size() <= 4 &&
                           digits.find_first_not_of("0123456789") == std::string::npos;
-    if (is_index && (candidate == DeviceKind::cuda || digits == "0"))
+    if (is_index && (candidate != DeviceKind::cpu || digits == "0"))
       return {candidate, std::stoi(digits)};
   }
   throw std::invalid_argument(
@@ -459,6 +240,8 @@ Tensor to_tensor(const Argument& argument, py::handle object) {
   if (py::hasattr(object, "__dlpack__") && py::hasattr(object, "__dlpack_device__")) {
     return from_dlpack(argument, object);
   }
+  if (py::hasattr(object, "__cuda_array_interface__"))
+    return from_cuda_array(argument, object.attr("__cuda_array_interface__"), object);
   throw TypeError(concat(argument, " is a ", Py_TYPE(object.ptr())->tp_name,
                          ", expected a NumPy array, a softgate Tensor or a DLPack array"));
 }
@@ -511,6 +294,7 @@ void register_tensor(py::module_& m) {
                                  to_device("Tensor.empty", device));
           },
           arg("shape"), arg("dtype") = "float32", arg("device") = "cpu")
+      .def("copy_", &copy_, arg("source"))
       .def("to", &to, arg("device") = py::none(), arg("dtype") = py::none())
       .def_property_readonly("shape", [](const Tensor& t) { return to_tuple(t.shape()); })
       .def_property_readonly("strides", [](const Tensor& t) { return to_tuple(t.strides()); })
@@ -527,7 +311,8 @@ void register_tensor(py::module_& m) {
       .def("__array__", &as_array, arg("dtype") = py::none(), arg("copy") = py::none())
       .def("__dlpack__", &dlpack_export, py::kw_only(), arg("stream") = py::none(),
            arg("max_version") = py::none(), arg("dl_device") = py::none(), arg("copy") = py::none())
-      .def("__dlpack_device__", [](const Tensor&) { return py::make_tuple(dlpack::kCPU, 0); })
+      .def("__dlpack_device__", &dlpack_device)
+      .def_property_readonly("__cuda_array_interface__", &cuda_array_interface)
       .def("__len__", &length)
       .def("__getitem__", &get_item)
       .def("__repr__", &repr);

@@ -21,6 +21,14 @@ struct DeviceInfo {
   std::size_t memory;
 };
 
+// `rows` rows of `bytes`, `*_stride` bytes apart.
+struct Copy {
+  void* to;
+  std::size_t to_stride;
+  const void* from;
+  std::size_t from_stride, bytes, rows;
+};
+
 // Functions throw std::runtime_error, or std::bad_alloc where memory runs out; those that take a
 // device make it the calling thread's current one.
 struct Backend {
@@ -36,10 +44,13 @@ struct Backend {
   std::size_t (*cached_bytes)(int device);
   void (*release_cached)(int device);
 
-  // `rows` rows of `bytes`, `*_stride` bytes apart, between any of host and device; ordered on
-  // `stream`. Host memory must stay as it is until the stream has come there.
-  void (*copy)(int device, void* to, std::size_t to_stride, const void* from,
-               std::size_t from_stride, std::size_t bytes, std::size_t rows, Stream stream);
+  // Ordered on `stream`. From the host: returns when the host's memory has been read. To the host:
+  // when it has been written. From a device to itself: at once.
+  void (*upload)(int device, const Copy& copy, Stream stream);
+  void (*download)(int device, const Copy& copy, Stream stream);
+  void (*copy)(int device, const Copy& copy, Stream stream);
+
+  int (*device_of)(const void* pointer);  // throws for what is no device's memory
 
   // Streams are kept for the next create_stream, never destroyed.
   Stream (*create_stream)(int device);
@@ -53,7 +64,8 @@ struct Backend {
   float (*milliseconds)(Event from, Event to);
 
   // Between begin and end, what runs on `stream` is recorded instead. The graph keeps the memory
-  // that was allocated meanwhile; the tensors in it are written anew by every launch.
+  // that was allocated meanwhile; the tensors in it are written anew by every launch. What is
+  // uploaded is a constant of the graph; download throws.
   void (*begin_capture)(int device, Stream stream);
   Graph (*end_capture)(int device, Stream stream);
   void (*launch_graph)(int device, Graph graph, Stream stream);

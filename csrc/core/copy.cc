@@ -1,4 +1,5 @@
 // Copies between layouts, devices and dtypes.
+#include <atomic>
 #include <cstring>
 
 #include "core/backend.h"
@@ -13,7 +14,7 @@ bool is_float(DType dtype) {
   return dtype == DType::float32 || dtype == DType::float16 || dtype == DType::bfloat16;
 }
 
-// `rows` rows of `bytes`, at most one of them away from the host.
+// `rows` rows of `bytes`, at most one side away from the host.
 void copy_rows(const Tensor& from, const Tensor& to, std::size_t bytes, std::int64_t rows,
                std::int64_t from_stride, std::int64_t to_stride) {
   const Device device = from.device().kind == DeviceKind::cpu ? to.device() : from.device();
@@ -25,9 +26,18 @@ void copy_rows(const Tensor& from, const Tensor& to, std::size_t bytes, std::int
     }
     return;
   }
-  backend(device).copy(device.index, to.raw(), static_cast<std::size_t>(to_stride * element),
-                       from.raw(), static_cast<std::size_t>(from_stride * element), bytes,
-                       static_cast<std::size_t>(rows), current_stream(device));
+  const Backend& way = backend(device);
+  const auto run = from.device().kind == DeviceKind::cpu ? way.upload
+                   : to.device().kind == DeviceKind::cpu ? way.download
+                                                         : way.copy;
+  run(device.index,
+      {.to = to.raw(),
+       .to_stride = static_cast<std::size_t>(to_stride * element),
+       .from = from.raw(),
+       .from_stride = static_cast<std::size_t>(from_stride * element),
+       .bytes = bytes,
+       .rows = static_cast<std::size_t>(rows)},
+      current_stream(device));
 }
 
 void copy_elements(const Tensor& from, const Tensor& to) {
@@ -72,24 +82,59 @@ Tensor converted(const Tensor& from, DType dtype) {
   return to;
 }
 
+struct Counters {
+  std::atomic<std::uint64_t> uploads, uploaded_bytes, downloads, downloaded_bytes;
+} counters;
+
+void count(const Tensor& from, const Tensor& to) {
+  const bool from_host = from.device().kind == DeviceKind::cpu;
+  const bool to_host = to.device().kind == DeviceKind::cpu;
+  if (from_host && !to_host) {
+    ++counters.uploads;
+    counters.uploaded_bytes += from.bytes();
+  } else if (to_host && !from_host) {
+    ++counters.downloads;
+    counters.downloaded_bytes += from.bytes();
+  }
+}
+
+// Between the host and a device, or on one of them.
+void move(const Tensor& from, const Tensor& to) {
+  copy_elements(from, to);
+  count(from, to);
+}
+
 Tensor moved(const Tensor& from, Device device) {
   Tensor to = Tensor::empty(from.shape(), from.dtype(), device);
-  copy_elements(from, to);
-  for (const Device side : {from.device(), device}) {
-    if (side.kind != DeviceKind::cpu) backend(side).synchronize(side.index, current_stream(side));
-  }
+  move(from, to);
   return to;
+}
+
+bool is_one_move(Device from, Device to) {
+  return from == to || from == Device{} || to == Device{};
 }
 
 }  // namespace
 
 Tensor copy_to(const Tensor& tensor, Device device, DType dtype) {
   const Device cpu{};
-  const bool converts = tensor.dtype() != dtype;
-  if (!converts && (tensor.device() == device || tensor.device() == cpu || device == cpu))
-    return moved(tensor, device);
-  const Tensor on_host = converted(moved(tensor, cpu), dtype);
+  if (tensor.dtype() == dtype && is_one_move(tensor.device(), device)) return moved(tensor, device);
+  const Tensor on_host = converted(
+      tensor.device() == cpu && tensor.is_contiguous() ? tensor : moved(tensor, cpu), dtype);
   return device == cpu ? on_host : moved(on_host, device);
+}
+
+void copy_into(const Tensor& from, const Tensor& to) {
+  check(from.shape() == to.shape(), "copy_: the source has shape ", to_string(from.shape()),
+        ", expected ", to_string(to.shape()));
+  check(to.writable(), "copy_: the tensor is read-only");
+  check(!overlap(from, to), "copy_: the source shares memory with the tensor");
+  if (from.dtype() == to.dtype() && is_one_move(from.device(), to.device())) return move(from, to);
+  move(copy_to(from, {}, to.dtype()), to);
+}
+
+Transfers transfers() {
+  return {counters.uploads, counters.uploaded_bytes, counters.downloads, counters.downloaded_bytes};
 }
 
 }  // namespace softgate

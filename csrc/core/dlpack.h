@@ -1,4 +1,4 @@
-// The DLPack 1.0 ABI (https://dmlc.github.io/dlpack/latest/c_api.html), as far as CPU tensors need.
+// The DLPack 1.0 ABI (https://dmlc.github.io/dlpack/latest/c_api.html), as far as it is used.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,10 @@ inline constexpr std::uint32_t kMajorVersion = 1;
 inline constexpr std::uint32_t kMinorVersion = 0;
 
 inline constexpr std::int32_t kCPU = 1;
+inline constexpr std::int32_t kCUDA = 2;
+inline constexpr std::int32_t kCUDAHost = 3;
+inline constexpr std::int32_t kExtension = 12;
+inline constexpr std::int32_t kCUDAManaged = 13;
 
 enum TypeCode : std::uint8_t {
   kInt = 0,

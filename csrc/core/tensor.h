@@ -95,8 +95,17 @@ class Tensor {
 };
 
 // A contiguous copy on `device`, with elements converted to `dtype`; float32, float16 and bfloat16
-// convert into each other, on the host. Returns when the copy is there.
+// convert into each other, on the host. A copy on the host is there on return, one on a device when
+// the current stream comes to it.
 Tensor copy_to(const Tensor& tensor, Device device, DType dtype);
+// The same into a view of the same shape, which does not overlap it.
+void copy_into(const Tensor& from, const Tensor& to);
+
+// What was copied between the host and other devices since the process began.
+struct Transfers {
+  std::uint64_t uploads, uploaded_bytes, downloads, downloaded_bytes;
+};
+Transfers transfers();
 
 // Do the two views share a byte (by the address range each spans)?
 bool overlap(const Tensor& a, const Tensor& b);

@@ -41,6 +41,7 @@ SG_INLINE vf activate(vf x) {
   if constexpr (A == Activation::gelu_tanh) return gelu_tanh(x);
   if constexpr (A == Activation::relu) return relu(x);
   if constexpr (A == Activation::silu) return silu(x);
+  if constexpr (A == Activation::tanh) return tanh(x);
   return x;
 }
 

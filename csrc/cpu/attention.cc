@@ -3,8 +3,6 @@
 // (tile.h); the softmax is online: the accumulated output shrinks when a row's maximum grows.
 #include "cpu/attention.h"
 
-#include "cpu/tile.h"
-
 namespace softgate::cpu::SOFTGATE_ISA {
 
 void attention(const AttentionArgs<float>& args);

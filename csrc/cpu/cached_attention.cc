@@ -3,7 +3,6 @@
 // (as in attention.cc), a group of values is added up, for all queries that share them.
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
-#include "cpu/tile.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
@@ -50,11 +49,6 @@ void write_out(const AttentionArgs<float>& args, std::int64_t token, std::int64_
     store(out + d, mul(load(sums + d, lanes), scale), lanes);
   });
 }
-
-template <auto kValue>
-struct Constant {
-  static constexpr auto value = kValue;
-};
 
 // Scores of R rows with kLanes / R keys or less, a loaded key serving all rows. The sum of a row
 // and key is the same for any R. With kAhead, keys kLanes further on are fetched.
@@ -107,13 +101,14 @@ SG_INLINE void score_group(const float* q, std::int64_t q_stride, const float* k
 
 class Split {
  public:
+  // split: counted from the first one in which a query sees a key.
   Split(const CachedAttentionArgs<float>& args, std::int64_t sequence, std::int64_t split)
       : args_(args.attention),
         rows_(args_, sequence),
         count_(rows_.queries * args_.num_heads),
         keys_(keys_of_sequence(args_, sequence)),
         padded_dim_(round_up(args_.head_dim, kPanel)),
-        first_key_(split * args.split_keys) {
+        first_key_((sight_of(0).begin / args.split_keys + split) * args.split_keys) {
     const std::int64_t end = min_int(first_key_ + args.split_keys, keys_.length);
     range_ = {max_int(first_key_, sight_of(0).begin),
               min_int(end, sight_of(rows_.queries - 1).end)};
@@ -193,26 +188,36 @@ class Split {
         body(key, kv_head, min_int(kLanes, block.end - key));
   }
 
+  // Scores of R rows of one key-value head with a group of keys.
+  template <int R>
+  void score_rows(std::int64_t row, const float* k, std::int64_t keys, bool fetch_next,
+                  float* scores) const {
+    const float* q = queries_ + row * padded_dim_;
+    if (fetch_next)
+      score_group<R, true>(q, padded_dim_, k, args_.k_stride, args_.head_dim, keys, scores);
+    else
+      score_group<R, false>(q, padded_dim_, k, args_.k_stride, args_.head_dim, keys, scores);
+  }
+
   void score(std::int64_t first_key, Range block) {
-    const std::int64_t rows = rows_.per_kv_head(), stride = args_.k_stride, dim = args_.head_dim;
+    const std::int64_t rows = rows_.per_kv_head();
     for_each_group(block, [&](std::int64_t key, std::int64_t kv_head, std::int64_t keys) {
-      const float* k = keys_.k + key * stride + kv_head * args_.k_head_stride;
-      const float* q = queries_ + kv_head * rows * padded_dim_;
-      float* scores = scores_ + kv_head * rows * kBlockKeys + key - first_key;
-      const auto some = [&](auto count, std::int64_t row) {
-        const auto group = [&](auto ahead) {
-          score_group<count.value, ahead.value>(q + row * padded_dim_, padded_dim_, k, stride, dim,
-                                                keys, scores + row * kBlockKeys);
-        };
-        if (row == 0 && key + kLanes < range_.end)
-          group(Constant<true>{});
+      const float* k = keys_.k + key * args_.k_stride + kv_head * args_.k_head_stride;
+      std::int64_t row = kv_head * rows;
+      const std::int64_t end = row + rows;
+      bool fetch_next = key + kLanes < range_.end;
+      while (row < end) {
+        float* scores = scores_ + row * kBlockKeys + key - first_key;
+        const std::int64_t left = end - row;
+        if (left >= 4)
+          score_rows<4>(row, k, keys, fetch_next, scores);
+        else if (left >= 2)
+          score_rows<2>(row, k, keys, fetch_next, scores);
         else
-          group(Constant<false>{});
-      };
-      std::int64_t row = 0;
-      for (; row + 4 <= rows; row += 4) some(Constant<4>{}, row);
-      for (; row + 2 <= rows; row += 2) some(Constant<2>{}, row);
-      if (row < rows) some(Constant<1>{}, row);
+          score_rows<1>(row, k, keys, fetch_next, scores);
+        row += left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        fetch_next = false;
+      }
     });
   }
 

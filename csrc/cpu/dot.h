@@ -11,12 +11,11 @@ SG_INLINE float int8_factor(float largest) { return largest > 1e-36f ? 127.0f / 
 
 struct Quantised {
   float scale;         // value = scale * integer; NaN once a value is not finite
-  float total;         // of the integers, likewise
   std::int32_t start;  // what takes kDotOffset of the weights away again
 };
 
 // x[n], symmetrically to its largest magnitude, as integers to `to`, and zeros up to `padded`, a
-// multiple of kLanes. The total is exact up to n = 2^17: 127 times that is less than 2^24.
+// multiple of kLanes. Their total is exact up to n = 2^17: 127 times that is less than 2^24.
 SG_INLINE Quantised quantise(const float* x, std::int64_t n, DotElement* to, std::int64_t padded) {
   vf largest = zero(), total = zero();
   for_each_vector(
@@ -31,8 +30,51 @@ SG_INLINE Quantised quantise(const float* x, std::int64_t n, DotElement* to, std
   for (std::int64_t i = ceil_div(n, kLanes) * kLanes; i < padded; i += kLanes)
     store_integers(to + i, zero());
   const float sum_of_all = sum(total);
-  if (sum_of_all != sum_of_all) return {sum_of_all, sum_of_all, 0};
-  return {bound / 127.0f, sum_of_all, -kDotOffset * static_cast<std::int32_t>(sum_of_all)};
+  if (sum_of_all != sum_of_all) return {sum_of_all, 0};
+  return {bound / 127.0f, -kDotOffset * static_cast<std::int32_t>(sum_of_all)};
+}
+
+// The same for groups of 32, kLanes of them at a time; totals come times their scale.
+struct QuantisedGroups {
+  float *scales, *totals;
+  std::int32_t* starts;
+};
+
+SG_INLINE void quantise_groups(const float* x, std::int64_t groups, DotElement* to,
+                               const QuantisedGroups& results) {
+  constexpr int kVectors = 32 / kLanes;
+  for (std::int64_t first = 0; first < groups; first += kLanes) {
+    const int n = static_cast<int>(min_int(kLanes, groups - first));
+    float bounds[kLanes] = {}, factors[kLanes], sums[kLanes] = {};
+    for (int g = 0; g < n; ++g) {
+      const float* group = x + (first + g) * 32;
+      vf largest = zero();
+#pragma GCC unroll 8
+      for (int i = 0; i < kVectors; ++i) largest = max(abs(load(group + i * kLanes)), largest);
+      bounds[g] = hmax(largest);
+    }
+    const vf bound = load(bounds);
+    store(factors, select(less(set1(1e-36f), bound), div(set1(127.0f), bound), zero()));
+    for (int g = 0; g < n; ++g) {
+      const float* group = x + (first + g) * 32;
+      const vf factor = set1(factors[g]);
+      vf total = zero();
+#pragma GCC unroll 8
+      for (int i = 0; i < kVectors; ++i) {
+        const vf value = round(mul(load(group + i * kLanes), factor));
+        store_integers(to + (first + g) * 32 + i * kLanes, value);
+        total = add(total, value);
+      }
+      sums[g] = sum(total);
+    }
+    const vf total = load(sums);  // NaN where a value is not finite
+    const vf scale = select(is_nan(total), total, div(bound, set1(127.0f)));
+    store_n(results.scales + first, scale, n);
+    store_n(results.totals + first, mul(scale, total), n);
+    float starts[kLanes];
+    store_wide(reinterpret_cast<std::uint8_t*>(starts), to_int(mul(total, set1(-kDotOffset))));
+    store_n(reinterpret_cast<float*>(results.starts + first), load(starts), n);
+  }
 }
 
 // sums[R][2] += R rows of x, `stride` elements apart, times `steps` steps of a panel, each of

@@ -6,6 +6,8 @@
 #include <simde/x86/avx512.h>
 
 #define _mm512_cvtepi32_ps softgate_cvtepi32_ps
+#define _mm512_cvtepi32_epi8 softgate_cvtepi32_epi8
+#define _mm512_cvtph_ps softgate_cvtph_ps
 #define _mm512_cvtps_epi32 softgate_cvtps_epi32
 #define _mm512_mask_storeu_ps softgate_mask_storeu_ps
 #define _mm512_maskz_loadu_ps softgate_maskz_loadu_ps
@@ -19,6 +21,21 @@
   simde_mm512_storeu_si512(from, v);
   for (int i = 0; i < 16; ++i) to[i] = static_cast<float>(from[i]);
   return simde_mm512_loadu_ps(to);
+}
+
+[[gnu::noinline, maybe_unused]] static __m128i softgate_cvtepi32_epi8(__m512i v) {
+  int from[16];
+  signed char to[16];
+  simde_mm512_storeu_si512(from, v);
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<signed char>(from[i]);
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(to));
+}
+
+[[gnu::noinline, maybe_unused]] static __m512 softgate_cvtph_ps(__m256i v) {
+  float lanes[16];
+  _mm256_storeu_ps(lanes, _mm256_cvtph_ps(_mm256_castsi256_si128(v)));
+  _mm256_storeu_ps(lanes + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1)));
+  return simde_mm512_loadu_ps(lanes);
 }
 
 [[gnu::noinline, maybe_unused]] static __m512i softgate_cvtps_epi32(__m512 v) {

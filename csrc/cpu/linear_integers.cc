@@ -16,8 +16,8 @@ class QuantisedRows {
   QuantisedRows(const PanelFormat& format, std::int64_t rows, std::int64_t in_features)
       : rows_(rows),
         in_features_(in_features),
-        length_(format.grouped ? kGroupSize : in_features),
-        stretches_(in_features / length_),
+        grouped_(format.grouped),
+        stretches_(format.grouped ? in_features / kGroupSize : 1),
         // Whole vectors, and rows that do not all fall into the same sets of the cache.
         stride_(ceil_div(in_features, kLanes) * kLanes + kLineBytes) {}
 
@@ -46,27 +46,26 @@ class QuantisedRows {
 
   void fill_row(const float* x, std::int64_t row) {
     DotElement* to = values_ + row * stride_;
-    if (length_ == kGroupSize && stretches_ * kGroupSize == in_features_) {
-      for (std::int64_t g = 0; g < stretches_; ++g)
-        keep_result(quantise(x + g * kGroupSize, kGroupSize, to + g * kGroupSize, kGroupSize), row,
-                    g);
-    } else {
-      keep_result(quantise(x, in_features_, to, ceil_div(in_features_, kLanes) * kLanes), row, 0);
+    const std::int64_t i = row * stretches_;
+    if (grouped_) {
+      quantise_groups(x, stretches_, to, {scales_ + i, totals_ + i, starts_ + i});
+      return;
     }
-  }
-
-  void keep_result(const Quantised& result, std::int64_t row, std::int64_t stretch) {
-    const std::int64_t i = row * stretches_ + stretch;
+    const Quantised result = quantise(x, in_features_, to, ceil_div(in_features_, kLanes) * kLanes);
     scales_[i] = result.scale;
-    totals_[i] = result.scale * result.total;
     starts_[i] = result.start;
   }
 
-  std::int64_t rows_, in_features_, length_, stretches_, stride_;
+  std::int64_t rows_, in_features_;
+  bool grouped_;
+  std::int64_t stretches_, stride_;
   float *scales_ = nullptr, *totals_ = nullptr;  // scale * total
   std::int32_t* starts_ = nullptr;
   DotElement* values_ = nullptr;
 };
+
+// Two integer and two float sums a row, two vectors of weights and one of x stay in registers.
+constexpr int kGroupRows = kLanes == 16 ? 6 : kLanes == 8 ? 3 : 2;
 
 constexpr std::int64_t kStepBytes = kPanel * kDotDepth;
 constexpr std::int64_t kHalfStepBytes = kStepBytes / 2;
@@ -80,6 +79,7 @@ SG_INLINE const std::uint8_t* as_bytes(const char* p) {
 // int8 with a scale per row: integer sums over the whole depth.
 class RowProduct {
  public:
+  static constexpr int kManyRows = kTileRows;
   static constexpr std::int64_t kHeadBytes = kPanel * kFloat;
   static constexpr std::int64_t kUnitBytes = kStepBytes;
   static constexpr std::int64_t kWideUnitBytes = 0;
@@ -93,14 +93,14 @@ class RowProduct {
   std::int64_t row_bytes() const { return x_.row_bytes(); }
 
   template <int R, bool>
-  void multiply(const Part& part, Prefetch& ahead) const {
+  [[gnu::noinline]] void multiply(const Part& part, Prefetch& ahead) const {
     vi sums[R][2];
     auto* carried = reinterpret_cast<std::uint8_t*>(part.sums);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < 2; ++j)
-        sums[r][j] = part.is_first ? set1_int(*x_.starts(part.row + r))
-                                   : load_wide(carried + (2 * r + j) * kWideBytes);
+      sums[r][0] = part.is_first ? set1_int(*x_.starts(part.row + r))
+                                 : load_wide(carried + 2 * r * kWideBytes);
+      sums[r][1] = part.is_first ? sums[r][0] : load_wide(carried + (2 * r + 1) * kWideBytes);
     }
     const DotElement* x = x_.values(part.row) + part.range.begin * kDotDepth;
     const std::int64_t count = part.range.end - part.range.begin;
@@ -118,18 +118,18 @@ class RowProduct {
     }
     for (; i < count; ++i, x += kDotDepth, units += kUnitBytes)
       add_dots(sums, x, x_.stride(), 1, load_step);
-    if (!part.is_last) {
-      for (int r = 0; r < R; ++r)
-        for (int j = 0; j < 2; ++j) store_wide(carried + (2 * r + j) * kWideBytes, sums[r][j]);
-      return;
-    }
     const auto* scales = reinterpret_cast<const float*>(part.head);
+    const vf scale0 = load(scales), scale1 = load(scales + kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const vf scale = set1(*x_.scales(part.row + r));
-      for (int j = 0; j < 2; ++j)
-        store(part.sums + r * kPanel + j * kLanes,
-              mul(to_float(sums[r][j]), mul(load(scales + j * kLanes), scale)));
+      if (part.is_last) {
+        const vf scale = set1(*x_.scales(part.row + r));
+        store(part.sums + r * kPanel, mul(to_float(sums[r][0]), mul(scale0, scale)));
+        store(part.sums + r * kPanel + kLanes, mul(to_float(sums[r][1]), mul(scale1, scale)));
+      } else {
+        store_wide(carried + 2 * r * kWideBytes, sums[r][0]);
+        store_wide(carried + (2 * r + 1) * kWideBytes, sums[r][1]);
+      }
     }
   }
 
@@ -204,6 +204,7 @@ struct WideGroups {
 template <class Packed>
 class GroupProduct {
  public:
+  static constexpr int kManyRows = kGroupRows;
   // Only what is not stored as vectors read it is worth widening.
   static constexpr bool kWidens = Packed::kOffset == 0 && Packed::kMinimums;
   static constexpr std::int64_t kHeadBytes = 0;
@@ -232,33 +233,63 @@ class GroupProduct {
 
  private:
   template <class Stored, int R>
-  void add_groups(const Part& part, Prefetch& ahead) const {
-    if (part.is_first)
-      for (int i = 0; i < 2 * R; ++i) store(part.sums + i * kLanes, zero());
+  [[gnu::noinline]] void add_groups(const Part& part, Prefetch& ahead) const {
+    // Sums of few rows stay in registers.
+    constexpr bool kKept = R <= kGroupRows;
+    float* const memory = part.sums;
+    vf kept[R][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      kept[r][0] = part.is_first ? zero() : load(memory + r * kPanel);
+      kept[r][1] = part.is_first ? zero() : load(memory + r * kPanel + kLanes);
+      if constexpr (!kKept) {
+        store(memory + r * kPanel, kept[r][0]);
+        store(memory + r * kPanel + kLanes, kept[r][1]);
+      }
+    }
+    const float *scales = x_.scales(part.row), *totals = x_.totals(part.row);
+    const std::int32_t* starts = x_.starts(part.row);
+    const DotElement* x = x_.values(part.row);
+    const std::int64_t stretches = x_.stretches(), stride = x_.stride();
     const char* unit = part.units;
     for (std::int64_t g = part.range.begin; g < part.range.end; ++g, unit += Stored::kBytes) {
       ahead.step();
       vi dots[R][2];
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
-        dots[r][0] = dots[r][1] = set1_int(Stored::kOffset == 0 ? 0 : x_.starts(part.row + r)[g]);
-      add_dots(dots, x_.values(part.row) + g * kGroupSize, x_.stride(), kGroupSize / kDotDepth,
+        dots[r][0] = dots[r][1] = set1_int(Stored::kOffset == 0 ? 0 : starts[r * stretches + g]);
+      add_dots(dots, x + g * kGroupSize, stride, kGroupSize / kDotDepth,
                [&](std::int64_t step, vw& w0, vw& w1)
                    __attribute__((always_inline)) { Stored::weights(unit, step, w0, w1); });
-#pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) {
-        const vf scale = Stored::scale(unit, j);
-        vf minimum = zero();
-        if constexpr (Stored::kMinimums) minimum = Stored::minimum(unit, j);
+      const vf scale0 = Stored::scale(unit, 0), scale1 = Stored::scale(unit, 1);
+      vf minimum0 = zero(), minimum1 = zero();
+      if constexpr (Stored::kMinimums) {
+        minimum0 = Stored::minimum(unit, 0);
+        minimum1 = Stored::minimum(unit, 1);
+      }
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          float* sums = part.sums + r * kPanel + j * kLanes;
-          const vf dot = mul(to_float(dots[r][j]), set1(x_.scales(part.row + r)[g]));
-          vf sum = fma(dot, scale, load(sums));
-          if constexpr (Stored::kMinimums)
-            sum = fma(minimum, set1(x_.totals(part.row + r)[g]), sum);
-          store(sums, sum);
+      for (int r = 0; r < R; ++r) {
+        float* to = memory + r * kPanel;
+        vf sum0 = kKept ? kept[r][0] : load(to), sum1 = kKept ? kept[r][1] : load(to + kLanes);
+        if constexpr (Stored::kMinimums) {
+          const vf total = set1(totals[r * stretches + g]);
+          sum0 = fma(minimum0, total, sum0);
+          sum1 = fma(minimum1, total, sum1);
         }
+        const vf scale = set1(scales[r * stretches + g]);
+        kept[r][0] = fma(to_float(dots[r][0]), mul(scale0, scale), sum0);
+        kept[r][1] = fma(to_float(dots[r][1]), mul(scale1, scale), sum1);
+        if constexpr (!kKept) {
+          store(to, kept[r][0]);
+          store(to + kLanes, kept[r][1]);
+        }
+      }
+    }
+    if constexpr (kKept) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        store(memory + r * kPanel, kept[r][0]);
+        store(memory + r * kPanel + kLanes, kept[r][1]);
       }
     }
   }

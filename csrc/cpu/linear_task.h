@@ -5,6 +5,7 @@
 //
 // A Product knows the arithmetic of a format:
 //
+//   kManyRows               of a tile where there are several; else kTileRows
 //   units()                 of depth in a panel; kUnitBytes each, after kHeadBytes
 //   row_bytes()             of one row of x, as multiply reads it
 //   kSliceUnits, kStepUnits units of a slice; how many units are multiplied between prefetches
@@ -14,16 +15,12 @@
 #pragma once
 
 #include "core/parallel.h"
+#include "cpu/linear_epilogue.h"
 #include "cpu/linear_format.h"
 #include "cpu/rows.h"
 #include "cpu/tile.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
-
-// The sums of a block of rows and one panel, finished: bias, activation, residual.
-using Finish = void (*)(const LinearArgs<float>&, const float* sums, std::int64_t first_row,
-                        std::int64_t rows, std::int64_t panel);
-Finish finish_for(Activation activation, bool gated);
 
 void linear_integers(const PanelLinearArgs& args);
 
@@ -40,16 +37,8 @@ struct Part {
   float* sums;
 };
 
-// Rows of out lie pages apart, where the hardware does not prefetch.
-SG_INLINE void prefetch_out(const LinearArgs<float>& args, std::int64_t first_row,
-                            std::int64_t rows, std::int64_t column, std::int64_t end) {
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t j = column; j < end; j += kLineFloats)
-      __builtin_prefetch(args.out + (first_row + r) * args.out_stride + j, 1, 3);
-}
-
 struct Blocking {
-  std::int64_t row_tiles;   // of at most kTileRows rows
+  std::int64_t row_tiles;
   std::int64_t row_blocks;  // of row tiles
   std::int64_t panels;
   std::int64_t panel_groups;
@@ -69,8 +58,9 @@ class LinearTask {
         out_columns_(args.format.gated ? args_.out_features / 2 : args_.out_features),
         panel_columns_(args.format.gated ? kLanes : kPanel),
         finish_(finish_for(args_.activation, args.format.gated)) {
-    blocking_.row_tiles = ceil_div(args_.rows, kTileRows);
-    const std::int64_t block_tiles = max_int(1, kRowBlockBytes / (product.row_bytes() * kTileRows));
+    blocking_.row_tiles = args_.rows <= kTileRows ? 1 : ceil_div(args_.rows, Product::kManyRows);
+    const std::int64_t block_tiles =
+        max_int(1, kRowBlockBytes / (product.row_bytes() * Product::kManyRows));
     blocking_.row_blocks = ceil_div(blocking_.row_tiles, block_tiles);
     blocking_.panels = panels_of(args.format, args_.out_features);
     // Many tasks even out the threads; with few rows long streams of weights matter more.
@@ -94,7 +84,7 @@ class LinearTask {
                          part_begin(blocking_.row_tiles, blocking_.row_blocks, block + 1)};
     const Range panels = {part_begin(blocking_.panels, blocking_.panel_groups, group),
                           part_begin(blocking_.panels, blocking_.panel_groups, group + 1)};
-    if (tiles.end - tiles.begin == 1)
+    if (blocking_.row_tiles == 1)
       stream(tiles.begin, panels);
     else
       block_by_block(tiles, panels);
@@ -126,7 +116,7 @@ class LinearTask {
              .is_last = true,
              .sums = sums},
             ahead);
-        finish_(args_, sums, row, rows, p);
+        finish_(args_, sums, row, rows, p * panel_columns_);
       }
     });
   }
@@ -161,7 +151,7 @@ class LinearTask {
           const std::int64_t row = first_row(t), tile_rows = first_row(t + 1) - row;
           float* part = sums + (row - first) * kPanel;
           if (is_last) prefetch_out_of(p, row, tile_rows);
-          with_constant<kTileRows>(tile_rows, [&](auto n) {
+          with_constant<Product::kManyRows>(tile_rows, [&](auto n) {
             product_.template multiply<decltype(n)::value, kWide>({.row = row,
                                                                    .head = panel(p),
                                                                    .units = units,
@@ -171,7 +161,7 @@ class LinearTask {
                                                                    .sums = part},
                                                                   ahead);
           });
-          if (is_last) finish_(args_, part, row, tile_rows, p);
+          if (is_last) finish_(args_, part, row, tile_rows, p * panel_columns_);
         }
       }
     }

@@ -30,7 +30,7 @@
 //   dot(sums, weights, x)          adds to each lane kDotDepth products of its own weights with the
 //                                  same kDotDepth elements x
 //   store_integers(x, v)           integral floats of magnitude at most 127; any integer for NaN
-//   set1_int, to_float(vi)
+//   set1_int, to_float(vi), to_int(vf) to nearest even, any integer for NaN; a vi is a vw
 #pragma once
 
 #include <cstdint>

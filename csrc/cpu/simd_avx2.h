@@ -101,6 +101,7 @@ inline constexpr int kDotOffset = 0;
 
 SG_INLINE vi set1_int(std::int32_t x) { return _mm256_set1_epi32(x); }
 SG_INLINE vf to_float(vi v) { return _mm256_cvtepi32_ps(v); }
+SG_INLINE vi to_int(vf v) { return _mm256_cvtps_epi32(v); }
 SG_INLINE vw load_wide(const std::uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
@@ -121,7 +122,7 @@ SG_INLINE vi dot(vi sums, vw weights, const DotElement* x) {
   return _mm256_add_epi32(sums, _mm256_madd_epi16(weights, _mm256_set1_epi32(pair)));
 }
 SG_INLINE void store_integers(DotElement* x, vf v) {
-  const __m256i wide = _mm256_cvtps_epi32(v);
+  const __m256i wide = to_int(v);
   const __m128i packed =
       _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(x), packed);

@@ -128,6 +128,7 @@ inline constexpr int kDotOffset = 128;  // vpdpbusd takes unsigned with signed
 
 SG_INLINE vi set1_int(std::int32_t x) { return _mm512_set1_epi32(x); }
 SG_INLINE vf to_float(vi v) { return _mm512_cvtepi32_ps(v); }
+SG_INLINE vi to_int(vf v) { return _mm512_cvtps_epi32(v); }
 SG_INLINE vw load_wide(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
 SG_INLINE void store_wide(std::uint8_t* p, vw v) { _mm512_storeu_si512(p, v); }
 SG_INLINE vw load_weights(const std::uint8_t* p) { return load_wide(p); }
@@ -142,7 +143,7 @@ SG_INLINE vi dot(vi sums, vw weights, const DotElement* x) {
   return _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(quad));
 }
 SG_INLINE void store_integers(DotElement* x, vf v) {
-  const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+  const __m128i bytes = _mm512_cvtepi32_epi8(to_int(v));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(x), bytes);
 }
 SG_INLINE void transpose(vf (&rows)[16]) {

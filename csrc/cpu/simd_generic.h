@@ -111,6 +111,9 @@ inline constexpr int kDotOffset = 0;
 
 SG_INLINE vi set1_int(std::int32_t x) { return vi{x, x, x, x}; }
 SG_INLINE vf to_float(vi v) { return __builtin_convertvector(v, vf); }
+SG_INLINE vi to_int(vf v) {
+  return __builtin_convertvector(round(select(v == v, v, set1(0.0f))), vi);
+}
 SG_INLINE vw load_wide(const std::uint8_t* p) {
   vw v;
   __builtin_memcpy(&v, p, sizeof v);
@@ -132,7 +135,7 @@ SG_INLINE void load_nibbles(const std::uint8_t* p, vw& low, vw& high) {
 }
 SG_INLINE vi dot(vi sums, vw weights, const DotElement* x) { return sums + weights * set1_int(*x); }
 SG_INLINE void store_integers(DotElement* x, vf v) {
-  const vi integers = __builtin_convertvector(select(v == v, v, set1(0.0f)), vi);
+  const vi integers = to_int(v);
   __builtin_memcpy(x, &integers, sizeof integers);
 }
 SG_INLINE void transpose(vf (&rows)[4]) {

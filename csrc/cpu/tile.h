@@ -95,7 +95,7 @@ struct BFloat16 {
 };
 
 // tile += A[R, depth] @ panel[depth, kPanel], one chain of fused multiply-adds per element in the
-// order of depth. Rows of A are a_stride apart, those of the panel panel_stride.
+// order of depth. Rows of A are a_stride apart, those of the panel panel_stride elements.
 template <class Stored = Float32, int R>
 SG_INLINE void multiply(Tile<R>& tile, const float* a, std::int64_t a_stride,
                         const typename Stored::Element* panel, std::int64_t depth, Prefetch& ahead,

@@ -35,6 +35,7 @@ __device__ __forceinline__ void activate(float (&x)[N], Activation activation) {
     case Activation::gelu_tanh: each([](float v) { return gelu_tanh(v); }); break;
     case Activation::relu: each([](float v) { return relu(v); }); break;
     case Activation::silu: each([](float v) { return silu(v); }); break;
+    case Activation::tanh: each([](float v) { return tanhf(v); }); break;
   }
 }
 

@@ -102,16 +102,8 @@ void* allocate(int device, std::size_t bytes, Stream stream) {
     block = kept.back();
     kept.pop_back();
   } else {
-    // A capture allows cudaMalloc in this mode only.
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    if (is_private) cudaThreadExchangeStreamCaptureMode(&mode);
-    try {
-      block = take_from_device(all, device, size);
-    } catch (...) {
-      if (is_private) cudaThreadExchangeStreamCaptureMode(&mode);
-      throw;
-    }
-    if (is_private) cudaThreadExchangeStreamCaptureMode(&mode);
+    const RelaxedCapture relaxed;
+    block = take_from_device(all, device, size);
   }
   all.used.emplace(block, key);
   return block;
@@ -124,6 +116,7 @@ void deallocate(int, void* block, Stream) noexcept {
   const Key key = found->second;
   all.used.erase(found);
   if (!all.recycles && key.owner == nullptr) {
+    const RelaxedCapture relaxed;
     cudaFree(block);
     return;
   }

@@ -2,6 +2,8 @@
 // that it was allocated on, whose next kernels may have it at once.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstddef>
 
 #include "core/backend.h"
@@ -20,5 +22,17 @@ void release_cached(int device);
 void begin_private(int device, Stream stream, const void* owner);
 void end_private(int device, Stream stream);
 void release_private(const void* owner) noexcept;
+
+// While it lives, this thread may allocate and free memory although one of its streams is captured.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
 
 }  // namespace softgate::cuda

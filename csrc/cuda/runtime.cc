@@ -2,23 +2,20 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "core/check.h"
 #include "cuda/allocator.h"
+#include "cuda/error.h"
+#include "cuda/staging.h"
 
 namespace softgate::cuda {
 namespace {
 
 constexpr int kOldest = 75;  // compute capability, times ten
-
-void check_cuda(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // forgets it
-  throw std::runtime_error(concat("cuda: ", what, ": ", cudaGetErrorString(error)));
-}
 
 cudaStream_t as_stream(Stream stream) { return static_cast<cudaStream_t>(stream); }
 cudaEvent_t as_event(Event event) { return static_cast<cudaEvent_t>(event); }
@@ -33,8 +30,10 @@ int device_count() {
   int driver = 0;
   cudaDriverGetVersion(&driver);
   if (driver == 0) throw std::runtime_error("device cuda: this machine has no NVIDIA driver");
-  check(error != cudaErrorInsufficientDriver, "device cuda: the NVIDIA driver serves CUDA ",
-        version(driver), ", this build needs ", version(CUDART_VERSION));
+  if (error == cudaErrorInsufficientDriver) {
+    throw std::runtime_error(concat("device cuda: the NVIDIA driver serves CUDA ", version(driver),
+                                    ", this build needs ", version(CUDART_VERSION)));
+  }
   throw std::runtime_error(concat("device cuda: ", cudaGetErrorString(error)));
 }
 
@@ -78,16 +77,12 @@ int current_device() {
   return device;
 }
 
-void copy(int device, void* to, std::size_t to_stride, const void* from, std::size_t from_stride,
-          std::size_t bytes, std::size_t rows, Stream stream) {
-  use(device);
-  if (rows == 1) {
-    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, as_stream(stream)), "copy");
-    return;
-  }
-  check_cuda(cudaMemcpy2DAsync(to, to_stride, from, from_stride, bytes, rows, cudaMemcpyDefault,
-                               as_stream(stream)),
-             "copy");
+int device_of(const void* pointer) {
+  cudaPointerAttributes attributes{};
+  check_cuda(cudaPointerGetAttributes(&attributes, pointer), "pointer");
+  check(attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged,
+        "cuda: an address is not in a card's memory");
+  return attributes.device;
 }
 
 // Streams that nobody uses now, by device.
@@ -140,6 +135,7 @@ float milliseconds(Event from, Event to) {
 // What a Graph handle points to; it owns the memory that its kernels use.
 struct CapturedGraph {
   cudaGraphExec_t executable = nullptr;
+  std::vector<Constant> constants;
 };
 
 struct Capture {
@@ -158,8 +154,40 @@ void begin_capture(int device, Stream stream) {
   begin_private(device, stream, captures.back().graph);
 }
 
-void destroy_graph(int, Graph graph) noexcept {
+// Null where the stream is not captured.
+CapturedGraph* captured_graph(int device, Stream stream) {
+  for (const Capture& capture : captures) {
+    if (capture.device == device && capture.stream == stream) return capture.graph;
+  }
+  return nullptr;
+}
+
+void upload_or_record(int device, const Copy& copy, Stream stream) {
+  use(device);
+  if (CapturedGraph* graph = captured_graph(device, stream)) {
+    graph->constants.emplace_back(copy, stream);
+  } else {
+    upload(device, copy, stream);
+  }
+}
+
+void download_outside_captures(int device, const Copy& copy, Stream stream) {
+  use(device);
+  if (captured_graph(device, stream) != nullptr)
+    throw std::runtime_error("cuda: a graph that is being captured cannot copy to the host");
+  download(device, copy, stream);
+}
+
+void copy_on_device(int device, const Copy& copy, Stream stream) {
+  use(device);
+  start_copy(copy, stream);
+}
+
+void destroy_graph(int device, Graph graph) noexcept {
+  const RelaxedCapture relaxed;  // of another graph
   auto* captured = static_cast<CapturedGraph*>(graph);
+  if (!captured->constants.empty() && cudaSetDevice(device) == cudaSuccess)
+    cudaDeviceSynchronize();  // a launch may still read them
   if (captured->executable != nullptr) cudaGraphExecDestroy(captured->executable);
   release_private(captured);
   delete captured;
@@ -230,7 +258,10 @@ Backend runtime() {
             use(device);
             release_cached(device);
           },
-      .copy = copy,
+      .upload = upload_or_record,
+      .download = download_outside_captures,
+      .copy = copy_on_device,
+      .device_of = device_of,
       .create_stream = create_stream,
       .release_stream = release_stream,
       .synchronize =

@@ -9,20 +9,6 @@
 namespace softgate {
 namespace {
 
-// Checks cu_seqlens; returns the longest sequence. On a device this waits for the current stream.
-std::int64_t check_lengths(const char* argument, const Tensor& cu_seqlens, std::int64_t total,
-                           Device device) {
-  check_tensor("attention", argument, cu_seqlens, DType::int32, {-1}, device);
-  const Tensor on_host =
-      device.kind == DeviceKind::cpu ? cu_seqlens : copy_to(cu_seqlens, Device{}, DType::int32);
-  check_cu_seqlens("attention", argument, on_host, total);
-  const auto* offsets = on_host.data<std::int32_t>();
-  std::int64_t length = 0;
-  for (std::int64_t i = 1; i < on_host.size(0); ++i)
-    length = std::max<std::int64_t>(length, offsets[i] - offsets[i - 1]);
-  return length;
-}
-
 void check_heads(const Tensor& q, const Tensor& k, const Tensor& v) {
   const DType dtype = check_float("attention", "q", q);
   const Device device = q.device();
@@ -56,17 +42,18 @@ std::int64_t effective_bound(std::int64_t bound) {
 }
 
 AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                          const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                          const SequenceOffsets& cu_seqlens_q, const SequenceOffsets& cu_seqlens_k,
                           const AttentionOptions& options, std::optional<Tensor> out) {
   check_heads(q, k, v);
   const std::int64_t total_q = q.size(0), num_heads = q.size(1), head_dim = q.size(2);
   const DType dtype = q.dtype();
   const Device device = q.device();
-  std::int64_t max_q = check_lengths("cu_seqlens_q", cu_seqlens_q, total_q, device);
-  std::int64_t max_k = check_lengths("cu_seqlens_k", cu_seqlens_k, k.size(0), device);
-  const std::int64_t batch = cu_seqlens_q.size(0) - 1;
-  check(cu_seqlens_k.size(0) == batch + 1, "attention: cu_seqlens_k has ", cu_seqlens_k.size(0),
+  cu_seqlens_q.check_fit("attention", "cu_seqlens_q", total_q, device);
+  cu_seqlens_k.check_fit("attention", "cu_seqlens_k", k.size(0), device);
+  const std::int64_t batch = cu_seqlens_q.batch();
+  check(cu_seqlens_k.batch() == batch, "attention: cu_seqlens_k has ", cu_seqlens_k.batch() + 1,
         " offsets, expected cu_seqlens_q's ", batch + 1);
+  std::int64_t max_q = cu_seqlens_q.longest(), max_k = cu_seqlens_k.longest();
   const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(head_dim)));
   check(std::isfinite(scale), "attention: scale is ", scale, ", expected a finite number");
   check(std::isfinite(options.softcap) && options.softcap >= 0, "attention: softcap is ",
@@ -86,8 +73,8 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
   check_overlap("attention", result.out, "q", q, false);
   check_overlap("attention", result.out, "k", k, false);
   check_overlap("attention", result.out, "v", v, false);
-  check_overlap("attention", result.out, "cu_seqlens_q", cu_seqlens_q, false);
-  check_overlap("attention", result.out, "cu_seqlens_k", cu_seqlens_k, false);
+  check_overlap("attention", result.out, "cu_seqlens_q", cu_seqlens_q.cu_seqlens(), false);
+  check_overlap("attention", result.out, "cu_seqlens_k", cu_seqlens_k.cu_seqlens(), false);
   if (mask) check_overlap("attention", result.out, "mask", *mask, false);
   if (options.return_lse) result.lse = Tensor::empty({num_heads, total_q}, DType::float32, device);
   if (options.return_weights)
@@ -101,8 +88,8 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
         .out = result.out.data<T>(),
         .lse = result.lse ? result.lse->data<float>() : nullptr,
         .weights = result.weights ? result.weights->data<float>() : nullptr,
-        .cu_seqlens_q = cu_seqlens_q.data<std::int32_t>(),
-        .cu_seqlens_k = cu_seqlens_k.data<std::int32_t>(),
+        .cu_seqlens_q = cu_seqlens_q.data(),
+        .cu_seqlens_k = cu_seqlens_k.data(),
         .lengths_k = nullptr,
         .cache_rows = nullptr,
         .bool_mask = bool_mask ? mask->data<std::uint8_t>() : nullptr,

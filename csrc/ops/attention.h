@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "core/tensor.h"
+#include "ops/sequence_offsets.h"
 
 namespace softgate {
 
@@ -71,7 +72,7 @@ struct AttentionResult {
 std::int64_t effective_bound(std::int64_t bound);
 
 AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                          const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                          const SequenceOffsets& cu_seqlens_q, const SequenceOffsets& cu_seqlens_k,
                           const AttentionOptions& options, std::optional<Tensor> out);
 
 }  // namespace softgate

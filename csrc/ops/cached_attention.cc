@@ -48,8 +48,14 @@ struct Splits {
   Splits(const AttentionArgs<float>& args, std::int64_t split_keys) {
     for (std::int64_t b = 0; b < args.batch; ++b) {
       const std::int64_t queries = args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b];
+      const std::int64_t keys = args.lengths_k[b];
+      const std::int64_t unseen =
+          args.window_left < 0
+              ? 0
+              : std::clamp<std::int64_t>(keys - queries - args.window_left, 0, keys);
       const bool decoded = queries <= kDecodeQueries;
-      const std::int64_t splits = decoded ? (args.lengths_k[b] + split_keys - 1) / split_keys : 0;
+      const std::int64_t splits =
+          decoded ? (keys + split_keys - 1) / split_keys - unseen / split_keys : 0;
       first_split.push_back(first_split.back() + splits);
       first_partial.push_back(first_partial.back() + splits * queries);
     }

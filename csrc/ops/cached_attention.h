@@ -27,8 +27,8 @@ template <class T>
 struct CachedAttentionArgs {
   AttentionArgs<T> attention;
   std::int64_t split_keys;
-  // Of the decoded sequences before each, [batch + 1]: their splits, and their splits times
-  // queries.
+  // Of the decoded sequences before each, [batch + 1]: their splits, from the first one in which a
+  // query sees a key, and their splits times queries.
   const std::int64_t *first_split, *first_partial;
   // [splits times queries, num_heads, head_dim + 2]: the sum of weighted values, the largest score
   // and the sum of weights that a query found in a split. Unused for a sequence with one split.

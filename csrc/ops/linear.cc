@@ -11,8 +11,9 @@ Activation parse_activation(const std::string& text) {
   if (text == "gelu_tanh") return Activation::gelu_tanh;
   if (text == "relu") return Activation::relu;
   if (text == "silu") return Activation::silu;
+  if (text == "tanh") return Activation::tanh;
   check(false, "linear: activation is '", text,
-        "', expected 'none', 'gelu', 'gelu_tanh', 'relu' or 'silu'");
+        "', expected 'none', 'gelu', 'gelu_tanh', 'relu', 'silu' or 'tanh'");
   return Activation::none;
 }
 

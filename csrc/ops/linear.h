@@ -18,8 +18,8 @@
 // where x is not finite makes the whole row of out NaN. Then, with exact sums in 32-bit integers,
 //
 //   per row      sum = (scale * s) * dot(q, integers)
-//   per group    sum = chain over groups of: + (s * dot(q, integers)) * scale
-//                                            + (s * total(q)) * minimum
+//   per group    sum = chain over groups of: + (s * total(q)) * minimum
+//                                            + (scale * s) * dot(q, integers)
 //
 // The minimum meets the quantised x, not x itself: the error of q then counts times the weight,
 // which a minimum moves close to zero, not times the integer's part of it.
@@ -38,7 +38,7 @@
 
 namespace softgate {
 
-enum class Activation { none, gelu, gelu_tanh, relu, silu };
+enum class Activation { none, gelu, gelu_tanh, relu, silu, tanh };
 
 template <class T>
 struct LinearArgs {

@@ -45,4 +45,10 @@ Tensor pool(const Tensor& x, const Tensor& cu_seqlens, const std::string& mode,
   return result;
 }
 
+Tensor pool(const Tensor& x, const SequenceOffsets& cu_seqlens, const std::string& mode,
+            std::optional<Tensor> out) {
+  if (x.dim() > 0) cu_seqlens.check_fit("pool", "cu_seqlens", x.size(0), x.device());
+  return pool(x, cu_seqlens.cu_seqlens(), mode, std::move(out));
+}
+
 }  // namespace softgate

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "core/tensor.h"
+#include "ops/sequence_offsets.h"
 
 namespace softgate {
 
@@ -28,6 +29,8 @@ struct PoolArgs {
 };
 
 Tensor pool(const Tensor& x, const Tensor& cu_seqlens, const std::string& mode,
+            std::optional<Tensor> out);
+Tensor pool(const Tensor& x, const SequenceOffsets& cu_seqlens, const std::string& mode,
             std::optional<Tensor> out);
 
 }  // namespace softgate

@@ -116,22 +116,7 @@ void run(const RecurrentArgs& args) {
 
 }  // namespace
 
-RecurrentSchedule::RecurrentSchedule(const std::int32_t* cu_seqlens, std::int64_t batch)
-    : order(static_cast<std::size_t>(batch)) {
-  const auto length = [&](std::int32_t i) { return cu_seqlens[i + 1] - cu_seqlens[i]; };
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::int32_t a, std::int32_t b) { return length(a) > length(b); });
-  auto reaching = static_cast<std::int32_t>(batch);
-  for (std::int32_t step = 0;; ++step) {
-    while (reaching > 0 && length(order[static_cast<std::size_t>(reaching - 1)]) <= step)
-      --reaching;
-    if (reaching == 0) break;
-    active.push_back(reaching);
-  }
-}
-
-RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seqlens,
+RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets& cu_seqlens,
                           const std::vector<const RecurrentWeight*>& weights,
                           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
                           const std::string& direction, std::optional<Tensor> out) {
@@ -144,12 +129,8 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seql
   for (const RecurrentWeight* each : weights) check_weight(op, "weights", op, *each, device);
   check_pair(op, weight, *weights[count - 1]);
   check_input(op, x, weight);
-  check_tensor(op, "cu_seqlens", cu_seqlens, DType::int32, {-1}, device);
-  // The caller waits for the device here: how many steps there are decides what is launched.
-  const bool on_cpu = device.kind == DeviceKind::cpu;
-  const Tensor offsets = on_cpu ? cu_seqlens : copy_to(cu_seqlens, {}, DType::int32);
-  check_cu_seqlens(op, "cu_seqlens", offsets, x.size(0));
-  const std::int64_t batch = cu_seqlens.size(0) - 1;
+  cu_seqlens.check_fit(op, "cu_seqlens", x.size(0), device);
+  const std::int64_t batch = cu_seqlens.batch();
   const std::int64_t hidden = weight.hidden_size(), output = weight.output_size();
   check_state(op, "h0", h0, x, {directions.count, batch, output});
   check_state(op, "c0", c0, x, {directions.count, batch, hidden});
@@ -158,18 +139,18 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seql
   result.out =
       resolve_out(op, std::move(out), x.dtype(), {x.size(0), directions.count * output}, device);
   check_overlap(op, result.out, "x", x, false);
-  check_overlap(op, result.out, "cu_seqlens", cu_seqlens, false);
+  check_overlap(op, result.out, "cu_seqlens", cu_seqlens.cu_seqlens(), false);
   if (h0) check_overlap(op, result.out, "h0", *h0, false);
   if (c0) check_overlap(op, result.out, "c0", *c0, false);
   result.h_n = Tensor::empty({directions.count, batch, output}, x.dtype(), device);
   if (weight.kind() == RecurrentKind::lstm)
     result.c_n = Tensor::empty({directions.count, batch, hidden}, x.dtype(), device);
-  if (!on_cpu) {
-    run_on_device(x, offsets, weights, h0, c0, directions.reverse, result);
+  if (device.kind != DeviceKind::cpu) {
+    run_on_device(x, cu_seqlens, weights, h0, c0, directions.reverse, result);
     return result;
   }
 
-  const RecurrentSchedule schedule(cu_seqlens.data<std::int32_t>(), batch);
+  const SequenceSchedule schedule(cu_seqlens.host(), batch);
   const std::int64_t width = cpu::kernels().panel_width;
   const std::int64_t blocks = (hidden + width - 1) / width;
   const std::int64_t row_bytes = blocks * slots_of(weight.kind()) * width * 4;
@@ -178,7 +159,7 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seql
       .kind = weight.kind(),
       .dtype = weight.dtype(),
       .x = x.data<float>(),
-      .cu_seqlens = cu_seqlens.data<std::int32_t>(),
+      .cu_seqlens = cu_seqlens.host(),
       .order = schedule.order.data(),
       .active = schedule.active.data(),
       .batch = batch,
@@ -229,10 +210,12 @@ std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Te
   const std::int64_t batch = x.size(0);
   check_tensor(op, "h", h, x.dtype(), {batch, weight.output_size()}, x.device());
   check_state(op, "c", c, x, {batch, weight.hidden_size()});
-  Tensor cu_seqlens = Tensor::empty({batch + 1}, DType::int32);
-  auto* offsets = cu_seqlens.data<std::int32_t>();
+  const Tensor each = Tensor::empty({batch + 1}, DType::int32);
+  auto* offsets = each.data<std::int32_t>();
   std::iota(offsets, offsets + batch + 1, 0);
-  if (x.device() != cu_seqlens.device()) cu_seqlens = copy_to(cu_seqlens, x.device(), DType::int32);
+  const auto cu_seqlens = x.device().kind == DeviceKind::cpu
+                              ? SequenceOffsets(op, "x", each)
+                              : SequenceOffsets::on(x.device(), op, "x", each);
   const auto stacked = [](const Tensor& state) {
     return state.reshape({1, state.size(0), state.size(1)});
   };

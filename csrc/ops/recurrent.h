@@ -27,6 +27,7 @@
 
 #include "core/tensor.h"
 #include "ops/linear.h"
+#include "ops/sequence_offsets.h"
 
 namespace softgate {
 
@@ -197,21 +198,14 @@ struct RecurrentResult {
   std::optional<Tensor> c_n;  // lstm
 };
 
-// In which order sequences are taken and how many of them reach each step.
-struct RecurrentSchedule {
-  std::vector<std::int32_t> order, active;
-
-  RecurrentSchedule(const std::int32_t* cu_seqlens, std::int64_t batch);
-};
-
-// What a call with checked arguments does on a device other than the CPU. cu_seqlens is on the CPU.
-void run_on_device(const Tensor& x, const Tensor& cu_seqlens,
+// What a call with checked arguments does on a device other than the CPU.
+void run_on_device(const Tensor& x, const SequenceOffsets& cu_seqlens,
                    const std::vector<const RecurrentWeight*>& weights,
                    const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
                    const bool (&reverse)[2], const RecurrentResult& result);
 
 // op is "rnn", "lstm" or "gru". weights: one, or for direction "bidirectional" two.
-RecurrentResult recurrent(const char* op, const Tensor& x, const Tensor& cu_seqlens,
+RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets& cu_seqlens,
                           const std::vector<const RecurrentWeight*>& weights,
                           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
                           const std::string& direction, std::optional<Tensor> out);

@@ -8,20 +8,6 @@
 namespace softgate {
 namespace {
 
-// order, first and length of RecurrentStepsArgs, [3, batch].
-Tensor upload(const RecurrentSchedule& schedule, const std::int32_t* cu_seqlens, Device device) {
-  const auto batch = static_cast<std::int64_t>(schedule.order.size());
-  const Tensor all = Tensor::empty({3, batch}, DType::int32);
-  auto* order = all.data<std::int32_t>();
-  for (std::int64_t i = 0; i < batch; ++i) {
-    const std::int32_t sequence = schedule.order[static_cast<std::size_t>(i)];
-    order[i] = sequence;
-    order[batch + i] = cu_seqlens[sequence];
-    order[2 * batch + i] = cu_seqlens[sequence + 1] - cu_seqlens[sequence];
-  }
-  return copy_to(all, device, DType::int32);
-}
-
 // The memory that a direction works in; see RecurrentStepsDirection.
 struct Workspace {
   Tensor gates;
@@ -50,15 +36,14 @@ auto kernel_of(RecurrentKind kind) {
 
 }  // namespace
 
-void run_on_device(const Tensor& x, const Tensor& cu_seqlens,
+void run_on_device(const Tensor& x, const SequenceOffsets& cu_seqlens,
                    const std::vector<const RecurrentWeight*>& weights,
                    const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
                    const bool (&reverse)[2], const RecurrentResult& result) {
   const RecurrentWeight& weight = *weights[0];
-  const std::int64_t batch = cu_seqlens.size(0) - 1, output = weight.output_size();
-  const auto* offsets = cu_seqlens.data<std::int32_t>();
-  const RecurrentSchedule schedule(offsets, batch);
-  const Tensor places = upload(schedule, offsets, x.device());
+  const std::int64_t batch = cu_seqlens.batch(), output = weight.output_size();
+  const SequenceSchedule schedule(cu_seqlens.host(), batch);
+  const Tensor places = cu_seqlens.places(schedule);
   std::vector<Workspace> work;
   for (const RecurrentWeight* each : weights) work.emplace_back(x, *each, batch);
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from softgate._core import (
     PackedWeight,
     RecurrentWeight,
+    SequenceOffsets,
     Tensor,
     isa,
     isas,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PackedWeight",
     "RecurrentWeight",
+    "SequenceOffsets",
     "Tensor",
     "cuda",
     "isa",

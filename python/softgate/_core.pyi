@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, TypedDict, final
 
+import numpy as np
 import numpy.typing as npt
 
 from softgate._typing import Array, SameArray
@@ -13,11 +14,15 @@ class Tensor:
     """
 
     def __init__(self, array: Array) -> None:
-        """Share the memory of a NumPy array, a Tensor or an object with `__dlpack__`.
+        """Share the memory of a NumPy array, a Tensor, or an object with `__dlpack__` or
+        `__cuda_array_interface__`, on the CPU or a CUDA device.
 
-        Raises TypeError for another object or dtype; ValueError for a device other than the CPU, a
-        last dimension that is not contiguous, a negative stride, misaligned elements, or more than
-        8 dimensions.
+        What its owner computes is done before what our current stream is given next; the owner must
+        not use the memory again before our stream is done.
+
+        Raises TypeError for another object or dtype; ValueError for another device, a last
+        dimension that is not contiguous, a negative stride, misaligned elements, or more than 8
+        dimensions; RuntimeError for a CUDA device where this build or machine has no CUDA.
         """
 
     @staticmethod
@@ -36,8 +41,16 @@ class Tensor:
     def to(self, device: str | None = None, dtype: str | None = None) -> Tensor:
         """A contiguous copy on another device or in another dtype; itself where both stay.
 
-        float32, float16 and bfloat16 convert into each other, rounding to nearest even. Raises
-        TypeError for other conversions; otherwise as `empty`.
+        float32, float16 and bfloat16 convert into each other, rounding to nearest even. A copy to
+        the CPU waits for the device's current stream; captured in a graph, one to a device is a
+        constant. Raises TypeError for other conversions; otherwise as `empty`.
+        """
+
+    def copy_(self, source: Array) -> Tensor:
+        """Overwrite the elements with those of `source`, of the same shape; returns the tensor.
+
+        Converts as `to`. Raises ValueError for another shape, shared memory, and a tensor that is
+        read-only.
         """
 
     @property
@@ -75,15 +88,49 @@ class Tensor:
     def __dlpack__(
         self,
         *,
-        stream: None = None,
+        stream: int | None = None,
         max_version: tuple[int, int] | None = None,
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Version 3. Raises AttributeError for another device and for bfloat16."""
+
     def __len__(self) -> int: ...
     def __getitem__(self, key: SupportsIndex | slice | tuple[SupportsIndex | slice, ...]) -> Tensor:
         """A view. Raises IndexError out of range, ValueError for a slice with a step."""
+
+@final
+class SequenceOffsets:
+    """Where the sequences of a packed batch begin, checked, on the host and on a device.
+
+    Ops take it as `cu_seqlens`; given that, they copy nothing between the two.
+    """
+
+    def __init__(self, cu_seqlens: Array, device: str = "cpu") -> None:
+        """cu_seqlens: int32 `[batch + 1]`, starting at 0, never falling; copied to `device`.
+
+        Raises ValueError for other offsets, TypeError for another dtype; otherwise as
+        `Tensor.empty`.
+        """
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """On the device, read-only."""
+    @property
+    def device(self) -> str: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def total(self) -> int:
+        """Tokens of all sequences."""
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest."""
+    def numpy(self) -> npt.NDArray[np.int32]:
+        """The offsets on the host, read-only."""
 
 @final
 class Event:
@@ -129,6 +176,15 @@ class DeviceInfo(TypedDict):
     capability: tuple[int, int]
     multiprocessors: int
     memory: int
+
+class Transfers(TypedDict):
+    uploads: int
+    uploaded_bytes: int
+    downloads: int
+    downloaded_bytes: int
+
+def transfers() -> Transfers:
+    """What was copied between the host and other devices since the process began."""
 
 def device_count(kind: str = "cuda") -> int: ...
 def device_info(device: str = "cuda") -> DeviceInfo: ...

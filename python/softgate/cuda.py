@@ -10,11 +10,14 @@ the stream it was made on: before another stream uses it, that stream waits for 
     stream.synchronize()
 
 A graph records what a stream is given, and runs it again at one call. The tensors that it read and
-wrote stay in place: write new inputs into the old ones.
+wrote stay in place: write new inputs into the old ones. What is uploaded meanwhile is a constant of
+the graph, and nothing can be copied to the host.
 
     with capture(stream) as graph:
         y = ops.softmax(x)
-    graph.launch()
+    with stream:
+        x.copy_(another)
+        graph.launch()
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from softgate import _core
-from softgate._core import Event, Stream, device_info, synchronize
+from softgate._core import Event, Stream, device_info, synchronize, transfers
 
 __all__ = [
     "Event",
@@ -37,7 +40,11 @@ __all__ = [
     "is_available",
     "release_cached",
     "synchronize",
+    "transfers",
 ]
+
+
+OLDEST = (7, 5)  # compute capability that kernels are built for
 
 
 class Graph:
@@ -84,9 +91,10 @@ def device_count() -> int:
 def is_available() -> bool:
     """Is there a card that this build can use?"""
     try:
-        return device_count() > 0
+        infos = [device_info(f"cuda:{index}") for index in range(device_count())]
     except RuntimeError:
         return False
+    return any(info["capability"] >= OLDEST for info in infos)
 
 
 def describe() -> str:
@@ -99,7 +107,8 @@ def describe() -> str:
     for index in range(count):
         info = device_info(f"cuda:{index}")
         major, minor = info["capability"]
-        cards.append(f"{info['name']} ({major}.{minor}, {info['memory'] / 2**30:.0f} GiB)")
+        age = "" if (major, minor) >= OLDEST else ", too old"
+        cards.append(f"{info['name']} ({major}.{minor}{age}, {info['memory'] / 2**30:.0f} GiB)")
     return ", ".join(cards) or "none"
 
 

@@ -1,13 +1,16 @@
 """The kernels as typed functions.
 
-Every function takes NumPy arrays, softgate Tensors or any DLPack array, without copying. When the
-first argument is a NumPy array the results are NumPy arrays, otherwise Tensors. Inputs are never
-cast: a wrong dtype is a TypeError, a wrong shape or value a ValueError, and both name the argument.
-The last dimension of every array must be contiguous; outer strides are free. `out`, where a
-function takes it, receives the result and is returned.
+Every function takes NumPy arrays, softgate Tensors or any array with DLPack or
+`__cuda_array_interface__`, without copying. When the first argument is a NumPy array the results
+are NumPy arrays, otherwise Tensors. Inputs are never cast: a wrong dtype is a TypeError, a wrong
+shape or value a ValueError, and both name the argument. The last dimension of every array must be
+contiguous; outer strides are free. `out`, where a function takes it, receives the result and is
+returned.
 
 Batches of sequences are packed: `[total_tokens, ...]` with `cu_seqlens`, int32 `[batch + 1]`, the
-offsets at which sequences start and the last one ends.
+offsets at which sequences start and the last one ends. `SequenceOffsets` may stand for the array:
+on a device other than the CPU, `attention` and the recurrent layers fetch an array at each call,
+which waits for the device and cannot be captured in a graph.
 """
 
 from __future__ import annotations
@@ -16,14 +19,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 from softgate import _core
-from softgate._core import PackedWeight, RecurrentWeight
+from softgate._core import PackedWeight, RecurrentWeight, SequenceOffsets
 from softgate._typing import Array, SameArray
 
-Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu"]
+Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu", "tanh"]
 WeightType = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 Pooling = Literal["mean", "cls", "max", "last"]
 RecurrentKind = Literal["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
 Direction = Literal["forward", "reverse", "bidirectional"]
+Offsets = SequenceOffsets | Array
 RecurrentWeights = RecurrentWeight | tuple[RecurrentWeight, RecurrentWeight]
 
 
@@ -123,8 +127,8 @@ def attention(
     q: Array,
     k: Array,
     v: Array,
-    cu_seqlens_q: Array,
-    cu_seqlens_k: Array | None = None,
+    cu_seqlens_q: Offsets,
+    cu_seqlens_k: Offsets | None = None,
     *,
     scale: float | None = None,
     causal: bool = False,
@@ -268,7 +272,7 @@ def penalize(logits: SameArray, ids: Array, cu_ids: Array, penalty: float) -> Sa
 
 
 def pool(
-    x: SameArray, cu_seqlens: Array, mode: Pooling = "mean", *, out: Array | None = None
+    x: SameArray, cu_seqlens: Offsets, mode: Pooling = "mean", *, out: Array | None = None
 ) -> SameArray:
     """One vector per sequence: float32 `[total_tokens, hidden]` to `[batch, hidden]`.
 
@@ -326,7 +330,7 @@ def _as_list(weights: RecurrentWeights) -> list[RecurrentWeight]:
 
 def rnn(
     x: SameArray,
-    cu_seqlens: Array,
+    cu_seqlens: Offsets,
     weights: RecurrentWeights,
     h0: Array | None = None,
     *,
@@ -356,7 +360,7 @@ def rnn(
 
 def gru(
     x: SameArray,
-    cu_seqlens: Array,
+    cu_seqlens: Offsets,
     weights: RecurrentWeights,
     h0: Array | None = None,
     *,
@@ -378,7 +382,7 @@ def gru(
 
 def lstm(
     x: SameArray,
-    cu_seqlens: Array,
+    cu_seqlens: Offsets,
     weights: RecurrentWeights,
     h0: Array | None = None,
     c0: Array | None = None,

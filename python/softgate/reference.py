@@ -29,7 +29,7 @@ def _sigmoid(x: Float64) -> Float64:
     return np.exp(-np.logaddexp(0.0, -x))  # cannot overflow, and exact where it is small
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Float64], Float64]] = {
     "none": lambda x: x,
     "gelu": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
     "gelu_tanh": lambda x: (
@@ -37,6 +37,7 @@ ACTIVATIONS = {
     ),
     "relu": lambda x: np.maximum(x, 0.0),
     "silu": lambda x: x * _sigmoid(x),
+    "tanh": np.tanh,
 }
 
 

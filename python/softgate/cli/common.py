@@ -58,7 +58,10 @@ def set_threads(threads: int | None) -> None:
 
 def load_with(method: str, spec: str, **options: Any) -> Any:
     """Load a model; ValueError when it is not of the kind that has `method`."""
-    model = softgate.load(spec, **options)
+    try:
+        model = softgate.load(spec, **options)
+    except (TypeError, RuntimeError) as error:  # a dtype or a device that there is not
+        raise ValueError(str(error)) from None
     if not hasattr(model, method):
         kind = {"encode": "an encoder", "generate": "a language model"}[method]
         raise ValueError(f"{spec} is a {type(model).__name__}, expected {kind}")

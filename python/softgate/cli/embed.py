@@ -76,6 +76,12 @@ AHEAD_CHARACTERS = 200_000
     help="Tokens in a batch.",
 )
 @threads_option
+@click.option("--device", help="cpu, cuda, cuda:1 and so on.  [default: cpu]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="What a device other than the CPU computes in.  [default: float32]",
+)
 def embed(
     texts: tuple[str, ...],
     spec: str,
@@ -86,6 +92,8 @@ def embed(
     max_length: int | None,
     batch_tokens: int,
     threads: int | None,
+    device: str | None,
+    dtype: str | None,
 ) -> None:
     """Embed TEXTS, or the lines of a file.
 
@@ -103,9 +111,8 @@ def embed(
         set_threads(threads)
         # Opened before the model is loaded: a bad path is said at once.
         with atomic_write(*([] if output is None else [output])) as files:
-            embedder = Embedder(
-                load_with("encode", spec), normalize, max_length, truncate, batch_tokens
-            )
+            model = load_with("encode", spec, device=device, dtype=dtype)
+            embedder = Embedder(model, normalize, max_length, truncate, batch_tokens)
             if output is None:
                 finished = len(lines)
                 _print_embeddings(lines, np.concatenate(list(embedder.batches(lines))))

@@ -13,7 +13,12 @@ from softgate.models.gpt_config import FAMILIES as _GPT
 _SUPPORTED = sorted(["bert", *_GPT])
 
 
-def load(spec: str | os.PathLike[str], dtype: ops.WeightType | None = None) -> Bert | Gpt:
+def load(
+    spec: str | os.PathLike[str],
+    dtype: ops.WeightType | None = None,
+    *,
+    device: str | None = None,
+) -> Bert | Gpt:
     """Load a pretrained model.
 
     spec: a folder, a GGUF file, a Hugging Face id ("org/name"), or "package:NAME" for weights
@@ -21,18 +26,21 @@ def load(spec: str | os.PathLike[str], dtype: ops.WeightType | None = None) -> B
 
     dtype: how the weights of matrix products and embeddings are kept, see `ops.pack`; None keeps
     them as the file has them, those of GGUF files quantised: exactly, but for some types that are
-    rounded anew (`softgate.checkpoint.Checkpoint.quantized`). BERT has "float32" only.
+    rounded anew (`softgate.checkpoint.Checkpoint.quantized`). BERT has "float32" only, on a device
+    other than the CPU also "float16" and "bfloat16", see `nn.Module.to`.
+
+    device: "cpu", "cuda", "cuda:1" and so on. GPT models run on the CPU only.
 
     Raises CheckpointError when the checkpoint is broken, does not fit its config or is of a family
-    that softgate does not know.
+    that softgate does not know; otherwise as `nn.Module.to`.
     """
     with open_checkpoint(spec) as checkpoint:
         family = checkpoint.config.get("model_type")
         if family == "bert":
-            if dtype not in (None, "float32"):
-                raise ValueError(f"dtype is {dtype!r}, expected 'float32' for BERT")
-            return Bert.from_checkpoint(checkpoint)
+            return Bert.from_checkpoint(checkpoint, device, dtype)
         if family in _GPT:
+            if device not in (None, "cpu"):
+                raise ValueError(f"device is {device!r}, GPT models run on 'cpu' only")
             return Gpt.from_checkpoint(checkpoint, dtype)
         raise CheckpointError(
             f"{checkpoint.spec}: model_type is {family!r}, softgate supports: "

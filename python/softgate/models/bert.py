@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from softgate import nn, ops
-from softgate._core import Tensor
+from softgate._core import SequenceOffsets, Tensor
 from softgate.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from softgate.checkpoint.bert import bert_names, canonical_names
 from softgate.checkpoint.names import check_names, join, split
@@ -34,6 +34,8 @@ _ACTIVATIONS: dict[str, ops.Activation] = {
     "swish": "silu",
 }
 _MAX_SIZE = 2**31 - 1
+# What becomes of results: of those of sequences, of states and of attention weights.
+_Takes: TypeAlias = tuple[Callable[[Tensor], Any], Callable[[Tensor], Any], Callable[[Tensor], Any]]
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,16 @@ class BertOutput:
     hidden_states: on request, the embedding's output and each layer's, shaped alike. attentions:
     on request, each layer's weights, `[batch, num_heads, length, length]`, zeros in the padding.
     cu_seqlens: int32 `[batch + 1]`, where each sequence starts in packed arrays.
+
+    All are float32 NumPy arrays; for ids in a Tensor they are packed Tensors on the model's device
+    and of its dtype (attentions: float32), and cu_seqlens is what was given.
     """
 
-    last_hidden_state: FloatArray
-    pooler_output: FloatArray | None
-    hidden_states: tuple[FloatArray, ...] | None
-    attentions: tuple[FloatArray, ...] | None
-    cu_seqlens: npt.NDArray[np.int32]
+    last_hidden_state: Any
+    pooler_output: Any
+    hidden_states: tuple[Any, ...] | None
+    attentions: tuple[Any, ...] | None
+    cu_seqlens: Any
 
 
 @dataclass
@@ -135,16 +140,18 @@ class _Packed:
     def lengths(self) -> IntArray:
         return np.diff(self.cu_seqlens)
 
-    def unpack(self, values: FloatArray) -> FloatArray:
+    def states(self, tensor: Tensor) -> FloatArray:
         """[total_tokens, hidden] to [batch, length, hidden], when the batch came padded."""
+        values = _fetched(tensor)
         if self.kept is None:
             return values
         padded = np.zeros((*self.kept.shape, values.shape[-1]), dtype=np.float32)
         padded[self.kept] = values
         return padded
 
-    def unpack_weights(self, weights: FloatArray) -> FloatArray:
+    def weights(self, tensor: Tensor) -> FloatArray:
         """Attention weights between kept tokens to weights between all."""
+        weights = _fetched(tensor)
         if self.kept is None:
             return weights
         batch, length = self.kept.shape
@@ -180,8 +187,9 @@ class BertLayer(nn.Module):
 class Bert(nn.Module):
     """A BERT encoder.
 
-    `Bert(BertConfig(...))` has random weights; `softgate.load` reads a checkpoint. A loaded model
-    has its `tokenizer` (None when the checkpoint has none) and its sentence `pooling`.
+    `Bert(BertConfig(...))` has random weights; `softgate.load` reads a checkpoint; `to` moves a
+    model to a device, which changes nothing of what its methods take and give. A loaded model has
+    its `tokenizer` (None when the checkpoint has none) and its sentence `pooling`.
     """
 
     tokenizer: Tokenizer | None
@@ -199,14 +207,16 @@ class Bert(nn.Module):
             self.init_weights(seed)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Bert:
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, device: str | None = None, dtype: str | None = None
+    ) -> Bert:
         """Read an open checkpoint; see `softgate.load`."""
         try:
             config = BertConfig.from_dict(checkpoint.config)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.spec}: {error}") from None
         names = canonical_names(checkpoint.tensors)
-        model = cls(config, pooler="pooler.dense.weight" in names, seed=None)
+        model = cls(config, pooler="pooler.dense.weight" in names, seed=None).to(device, dtype)
         table = bert_names(config.num_hidden_layers, model.pooler is not None)
         parameters = dict(model.named_parameters())
         check_names(
@@ -252,10 +262,11 @@ class Bert(nn.Module):
 
     def forward(
         self,
-        input_ids: Sequence[Sequence[int]] | IntArray,
+        input_ids: Sequence[Sequence[int]] | IntArray | Tensor,
         attention_mask: npt.NDArray[Any] | None = None,
-        token_type_ids: Sequence[Sequence[int]] | IntArray | None = None,
+        token_type_ids: Sequence[Sequence[int]] | IntArray | Tensor | None = None,
         *,
+        cu_seqlens: SequenceOffsets | IntArray | Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> BertOutput:
@@ -264,25 +275,45 @@ class Bert(nn.Module):
         input_ids: a list of lists of ids, any lengths, which gives packed output; or an integer
         array `[batch, length]`, with an attention_mask of that shape (nonzero keeps a token;
         absent keeps all), which gives padded output. token_type_ids: shaped like input_ids, zeros
-        when absent. Padding is never computed.
+        when absent. Padding is never computed. Whatever the model's device, the ids go up to it
+        and what is asked for comes back.
+
+        input_ids may also be a packed int32 or int64 Tensor `[total_tokens]` on the model's device,
+        with `cu_seqlens`. Its ids are not looked at, except on the CPU: one outside the vocabulary
+        gives NaN. Nothing comes back to the host, so that this can be captured in a graph if
+        cu_seqlens are `SequenceOffsets`.
 
         Raises ValueError for ids outside the vocabulary and sequences longer than the positions.
         """
-        batch = self._pack(input_ids, attention_mask, token_type_ids)
-        cu_seqlens = Tensor(batch.cu_seqlens)
+        if isinstance(input_ids, Tensor):
+            if attention_mask is not None:
+                raise ValueError("attention_mask is for a padded array, not for packed Tensors")
+            ids, offsets = self._packed_tensors(input_ids, token_type_ids, cu_seqlens)
+            given: Any = cu_seqlens
+            takes: _Takes = (_as_it_is, _as_it_is, _as_it_is)
+        else:
+            if cu_seqlens is not None or isinstance(token_type_ids, Tensor):
+                raise ValueError("cu_seqlens and Tensors are for input_ids in a packed Tensor")
+            batch = self._pack(input_ids, attention_mask, token_type_ids)
+            ids = self._uploaded(batch)
+            given = batch.cu_seqlens
+            offsets = SequenceOffsets(given, self.device)
+            takes = (_fetched, batch.states, batch.weights)
+        take, take_states, take_weights = takes
         hidden_states = []
         attentions = []
-        for x, weights in self._states(batch, cu_seqlens, output_attentions):
+        for x, weights in self._states(ids, offsets, output_attentions):
             if output_hidden_states:
-                hidden_states.append(batch.unpack(x.numpy()))
+                hidden_states.append(take_states(x))
             if weights is not None:
-                attentions.append(batch.unpack_weights(weights.numpy()))
+                attentions.append(take_weights(weights))
+        pooled = self._pool_first(x, offsets)
         return BertOutput(
-            last_hidden_state=batch.unpack(x.numpy()),
-            pooler_output=self._pool_first(x, cu_seqlens),
+            last_hidden_state=hidden_states[-1] if hidden_states else take_states(x),
+            pooler_output=None if pooled is None else take(pooled),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
-            cu_seqlens=batch.cu_seqlens,
+            cu_seqlens=given,
         )
 
     def encode(
@@ -327,32 +358,80 @@ class Bert(nn.Module):
             None,
             [encoding.type_ids for encoding in encodings],
         )
-        cu_seqlens = Tensor(batch.cu_seqlens)
-        for x, _ in self._states(batch, cu_seqlens):
+        offsets = SequenceOffsets(batch.cu_seqlens, self.device)
+        for x, _ in self._states(self._uploaded(batch), offsets):
             last = x
-        vectors: FloatArray = ops.pool(last, cu_seqlens, self.pooling).numpy()
+        vectors = ops.pool(last, offsets, self.pooling)
         if self.sentence_pooling.normalize if normalize is None else normalize:
             ops.normalize(vectors, out=vectors)
-        return vectors
+        return _fetched(vectors)
 
     def _states(
-        self, batch: _Packed, cu_seqlens: Tensor, return_weights: bool = False
+        self,
+        ids: tuple[Tensor, Tensor, Tensor],
+        cu_seqlens: SequenceOffsets,
+        return_weights: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The embedding's output, then each layer's with its attention weights."""
-        x: Tensor = self.embedding(
-            Tensor(batch.input_ids), Tensor(batch.position_ids), Tensor(batch.token_type_ids)
-        )
+        """The embedding's output, then each layer's with its attention weights.
+
+        ids: of tokens, positions and types, `[total_tokens]` each.
+        """
+        x: Tensor = self.embedding(*ids)
         yield x, None
         for layer in self.layers:
             x, weights = layer(x, cu_seqlens, return_weights)
             yield x, weights
 
-    def _pool_first(self, x: Tensor, cu_seqlens: Tensor) -> FloatArray | None:
+    def _pool_first(self, x: Tensor, cu_seqlens: SequenceOffsets) -> Tensor | None:
         if self.pooler is None:
             return None
-        first: Tensor = self.pooler(ops.pool(x, cu_seqlens, "cls"))
-        pooled: FloatArray = np.tanh(first.numpy())
+        pooled: Tensor = self.pooler(ops.pool(x, cu_seqlens, "cls"), activation="tanh")
         return pooled
+
+    def _packed_tensors(
+        self, input_ids: Tensor, token_type_ids: Any, cu_seqlens: Any
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], SequenceOffsets]:
+        """What `_states` takes, of ids that are packed and on the device."""
+        if cu_seqlens is None:
+            raise ValueError("input_ids in a Tensor are packed: expected cu_seqlens")
+        if token_type_ids is not None and not isinstance(token_type_ids, Tensor):
+            raise TypeError("token_type_ids: expected a Tensor, as input_ids are")
+        offsets = (
+            cu_seqlens
+            if isinstance(cu_seqlens, SequenceOffsets)
+            else SequenceOffsets(cu_seqlens, self.device)
+        )
+        lengths = np.diff(offsets.numpy())
+        self._check_longest(lengths.max(initial=0))
+        positions = _positions(lengths)
+        if token_type_ids is not None:
+            return (input_ids, Tensor(positions).to(self.device), token_type_ids), offsets
+        together = Tensor(np.stack([positions, np.zeros_like(positions)])).to(self.device)
+        return (input_ids, together[0], together[1]), offsets
+
+    def _uploaded(self, batch: _Packed) -> tuple[Tensor, Tensor, Tensor]:
+        """The ids that `_states` takes, in one upload."""
+        ids = (batch.input_ids, batch.position_ids, batch.token_type_ids)
+        if self.device == "cpu":  # where embedding looks at them
+            return Tensor(ids[0]), Tensor(ids[1]), Tensor(ids[2])
+        tables = {
+            "input_ids": self.config.vocab_size,
+            "token_type_ids": self.config.type_vocab_size,
+        }
+        for name, rows in tables.items():
+            given = getattr(batch, name)
+            if (wrong := (given < 0) | (given >= rows)).any():
+                i = int(wrong.argmax())
+                raise ValueError(f"{name}: token {i} is {given[i]}, expected 0 <= id < {rows}")
+        together = Tensor(np.stack(ids)).to(self.device)
+        return together[0], together[1], together[2]
+
+    def _check_longest(self, longest: int) -> None:
+        if longest > self.config.max_position_embeddings:
+            raise ValueError(
+                f"input_ids: the longest sequence has {longest} tokens, expected at most "
+                f"{self.config.max_position_embeddings}"
+            )
 
     def _pack(
         self,
@@ -366,13 +445,24 @@ class Bert(nn.Module):
             if attention_mask is not None:
                 raise ValueError("attention_mask is for input_ids as an array, not for a list")
             batch = _pack_lists(input_ids, token_type_ids)
-        longest = batch.position_ids.max(initial=-1) + 1
-        if longest > self.config.max_position_embeddings:
-            raise ValueError(
-                f"input_ids: the longest sequence has {longest} tokens, expected at most "
-                f"{self.config.max_position_embeddings}"
-            )
+        self._check_longest(batch.position_ids.max(initial=-1) + 1)
         return batch
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _fetched(tensor: Tensor) -> FloatArray:
+    """On the host, in float32."""
+    array: FloatArray = tensor.to("cpu", "float32").numpy()
+    return array
+
+
+def _positions(lengths: Sequence[int] | IntArray) -> npt.NDArray[np.int64]:
+    """Of the tokens in their sequences."""
+    each = [np.arange(n, dtype=np.int64) for n in lengths]
+    return np.concatenate(each) if each else np.empty(0, dtype=np.int64)
 
 
 def _cu_seqlens(lengths: Sequence[int] | IntArray) -> npt.NDArray[np.int32]:
@@ -404,8 +494,7 @@ def _pack_lists(
         if [len(row) for row in token_type_ids] != lengths:
             raise ValueError("token_type_ids: lengths differ from those of input_ids")
         types = _flatten("token_type_ids", token_type_ids)
-    positions = np.concatenate([np.arange(n) for n in lengths]) if lengths else np.zeros_like(ids)
-    return _Packed(ids, types, positions, _cu_seqlens(lengths))
+    return _Packed(ids, types, _positions(lengths), _cu_seqlens(lengths))
 
 
 def _pack_padded(

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from softgate import ops
 from softgate._core import Tensor
 from softgate.nn.module import Module, Parameter
+from softgate.ops import Offsets
 
 
 class Linear(Module):
-    """`activation(x @ weight.T + bias) + residual`, the weight packed for the CPU in use.
+    """`activation(x @ weight.T + bias) + residual`, the weight packed for its device.
 
     dtype: how it is stored, see `ops.pack`. gated: the weight's rows, and the bias, are [gate; up],
     half of out_features each, and the result is `activation(gate) * up + residual`.
@@ -91,7 +92,7 @@ class Attention(Module):
         self.output = Linear(hidden_size, hidden_size)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, return_weights: bool = False
+        self, x: Tensor, cu_seqlens: Offsets, return_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """x: `[total_tokens, hidden_size]`; weights: `[batch, num_heads, max_len, max_len]`."""
         total_tokens, hidden_size = x.shape

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from softgate import ops
-from softgate._core import PackedWeight, Tensor
+from softgate._core import PackedWeight, RecurrentWeight, Tensor
 
 FloatArray = npt.NDArray[np.float32]
 
+# In the order of ops.pack_recurrent.
+RECURRENT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
 
 class Parameter:
-    """A float32 array of known shape, which `load_state_dict` or `init_weights` fills.
+    """An array of known shape, which `load_state_dict` or `init_weights` fills with float32.
 
-    A packed one is laid out for `ops.linear` when it is filled, and only then kept: as `dtype`,
-    which may have fewer bits, and with the rows [gate; up] when `gated`; see `ops.pack`.
+    It is kept on `device` in `dtype`, which `Module.to` changes. A packed one is laid out for
+    `ops.linear` when it is filled, and only then kept: on the CPU as `dtype`, which may have fewer
+    bits, and with the rows [gate; up] when `gated`; see `ops.pack`.
     """
 
     def __init__(
@@ -33,7 +37,8 @@ class Parameter:
         self.shape = shape
         self.packed = packed
         self.init = init  # a constant; None draws from a normal distribution
-        self.dtype = dtype
+        self.device = "cpu"
+        self.dtype: str = dtype
         self.gated = gated
         self.value: Any = None  # Tensor, or PackedWeight when packed
 
@@ -43,11 +48,9 @@ class Parameter:
         array = self._checked(array)
         if self.packed:
             self.dtype = dtype or self.dtype
-            self.value = ops.pack(array, dtype=self.dtype, gated=self.gated)
+            self.value = _packed(Tensor(array), self.device, self.dtype, self.gated)
         else:
-            tensor = Tensor.empty(self.shape)
-            tensor.numpy()[...] = array
-            self.value = tensor
+            self.value = Tensor.empty(self.shape, self.dtype, self.device).copy_(array)
 
     def fill_quantized(
         self,
@@ -66,10 +69,11 @@ class Parameter:
         self.dtype = "int4" if bits == 4 else "int8"
 
     def numpy(self) -> FloatArray:
-        """The values, as they were filled in, or what fewer bits kept of them: a view, or a fresh
-        array when packed."""
+        """The values in float32, or what fewer bits kept of them: a view, or a fresh array when
+        packed or on another device."""
         value = self.value
-        array: FloatArray = (value.unpack() if isinstance(value, PackedWeight) else value).numpy()
+        tensor = value.unpack() if isinstance(value, PackedWeight) else value
+        array: FloatArray = tensor.to("cpu", "float32").numpy()
         return array
 
     @property
@@ -128,6 +132,38 @@ class Module:
                 elif isinstance(item, Module):
                     yield from item.named_parameters(key + ".")
 
+    @property
+    def device(self) -> str:
+        """Of its first parameter, which is that of all unless `to` was called on a part."""
+        return next((p.device for _, p in self.named_parameters()), "cpu")
+
+    @property
+    def dtype(self) -> str:
+        """Of its first parameter, as `device`."""
+        return next((p.dtype for _, p in self.named_parameters()), "float32")
+
+    def to(self, device: str | None = None, dtype: str | None = None) -> Self:
+        """Move all parameters to "cpu", "cuda", "cuda:1" and so on, or to another dtype.
+
+        The module itself is changed and returned. On a device other than the CPU dtype may be
+        "float16" or "bfloat16", which activations then have too.
+
+        Raises ValueError for an unknown device, TypeError for a dtype that it does not compute in,
+        MemoryError when there is no room and RuntimeError when this build or machine has no CUDA;
+        the module is then as it was.
+        """
+        parameters = [parameter for _, parameter in self.named_parameters()]
+        places = [_place(device or p.device, dtype or p.dtype, p.packed) for p in parameters]
+        moved: dict[int, Any] = {}  # some share their value
+        for parameter, place in zip(parameters, places, strict=True):
+            value = parameter.value
+            if value is not None and id(value) not in moved:
+                moved[id(value)] = _moved(value, *place, parameter.gated)
+        for parameter, place in zip(parameters, places, strict=True):
+            parameter.device, parameter.dtype = place
+            parameter.value = moved.get(id(parameter.value))
+        return self
+
     def num_parameters(self) -> int:
         """Number of scalar weights."""
         return sum(math.prod(parameter.shape) for _, parameter in self.named_parameters())
@@ -156,21 +192,22 @@ class Module:
         changed.
         """
         parameters = dict(self.named_parameters())
-        parts = {
-            name: {part: state[name + part] for part in parameter.parts if name + part in state}
-            for name, parameter in parameters.items()
-        }
-        known = {name + part for name, found in parts.items() for part in found}
+
+        def parts_of(name: str) -> dict[str, npt.NDArray[Any]]:
+            """One parameter's at a time: a state may read its arrays when they are asked for."""
+            keys = {part: name + part for part in parameters[name].parts}
+            return {part: state[key] for part, key in keys.items() if key in state}
+
+        known = {name + part for name, parameter in parameters.items() for part in parameter.parts}
         problems = [f"unexpected: {name}" for name in state if name not in known]
         for name, parameter in parameters.items():
-            problems += _problems(name, parameter, parts[name])
-        problems.sort(
-            key=lambda text: ("missing", "unexpected", "mis-shaped").index(text.split(":")[0])
-        )
+            problems += _problems(name, parameter, parts_of(name))
+        kinds = ("missing", "unexpected", "mis-shaped")
+        problems.sort(key=lambda text: kinds.index(text.split(":")[0]))
         if problems:
             raise ValueError("state does not fit the model:\n  " + "\n  ".join(problems))
         for name, parameter in parameters.items():
-            parameter.load_state(parts[name])
+            parameter.load_state(parts_of(name))
 
     def init_weights(self, seed: int = 0, std: float = 0.02) -> None:
         """Fill every parameter: norms with 1, biases with 0, the rest from normal(0, std)."""
@@ -237,3 +274,32 @@ def _numbered(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _numbered(f"{name}.{i}", item)
     else:
         yield name, value
+
+
+def _place(device: str, dtype: str, packed: bool) -> tuple[str, str]:
+    """As tensors name them; raises for what there is not."""
+    place = Tensor.empty(0, device=device).device
+    dtypes = ("float32", "float16", "bfloat16")
+    if place == "cpu":
+        dtypes = get_args(ops.WeightType) if packed else ("float32",)
+    if dtype not in dtypes:
+        raise TypeError(f"to: dtype is {dtype!r} on {device}, expected one of {list(dtypes)}")
+    return place, dtype
+
+
+def _packed(array: Tensor, device: str, dtype: str, gated: bool) -> PackedWeight:
+    if device == "cpu":
+        return ops.pack(array, dtype=cast(ops.WeightType, dtype), gated=gated)
+    return ops.pack(array.to(device, dtype), gated=gated)
+
+
+def _moved(value: Any, device: str, dtype: str, gated: bool) -> Any:
+    """A parameter's value in another place, itself where that is the old one."""
+    if (value.device, value.dtype) == (device, dtype):
+        return value
+    if isinstance(value, PackedWeight):
+        return _packed(value.unpack(), device, dtype, gated)
+    if isinstance(value, RecurrentWeight):
+        arrays = {name: array.to(device, dtype) for name, array in value.unpack().items()}
+        return ops.pack_recurrent(value.kind, *map(arrays.get, RECURRENT_NAMES))  # type: ignore[arg-type]
+    return value.to(device, dtype)

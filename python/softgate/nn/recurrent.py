@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,12 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from softgate import ops
-from softgate._core import RecurrentWeight, Tensor
+from softgate._core import RecurrentWeight, SequenceOffsets, Tensor
 from softgate._typing import Array, SameArray
-from softgate.nn.module import FloatArray, Module, Parameter
-
-# In the order of ops.pack_recurrent.
-_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+from softgate.nn.module import RECURRENT_NAMES, FloatArray, Module, Parameter
 
 
 class _RecurrentParameter(Parameter):
@@ -32,6 +30,10 @@ class _RecurrentParameter(Parameter):
             )
         self._pack.fill(self._name, self._checked(array))
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("",)
+
     def numpy(self) -> FloatArray:
         return self._pack.arrays()[self._name]
 
@@ -42,24 +44,34 @@ class _RecurrentPack:
     def __init__(self, kind: ops.RecurrentKind, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.kind = kind
         self.parameters = {n: _RecurrentParameter(self, n, shape) for n, shape in shapes.items()}
-        self.value: RecurrentWeight | None = None
         self._waiting: dict[str, FloatArray] = {}  # until all are there
+
+    @property
+    def value(self) -> RecurrentWeight | None:
+        """That of all parameters."""
+        value: RecurrentWeight | None = self.parameters["weight_ih"].value
+        return value
 
     def arrays(self) -> dict[str, FloatArray]:
         """What has been filled in, by `ops.pack_recurrent`'s names."""
         if self.value is None:
             return self._waiting
-        return {name: tensor.numpy() for name, tensor in self.value.unpack().items()}
+        arrays = self.value.unpack()
+        return {name: tensor.to("cpu", "float32").numpy() for name, tensor in arrays.items()}
 
     def fill(self, name: str, array: FloatArray) -> None:
         arrays = self.arrays() | {name: array.copy()}
         if len(arrays) < len(self.parameters):
             self._waiting = arrays
             return
-        self.value = ops.pack_recurrent(self.kind, *map(arrays.get, _NAMES))
+        there = {
+            name: Tensor(array).to(self.parameters[name].device, self.parameters[name].dtype)
+            for name, array in arrays.items()
+        }
+        value = ops.pack_recurrent(self.kind, *map(there.get, RECURRENT_NAMES))
         self._waiting = {}
         for parameter in self.parameters.values():
-            parameter.value = self.value
+            parameter.value = value
 
 
 class _Recurrent(Module):
@@ -122,56 +134,69 @@ class _Recurrent(Module):
         cu_seqlens: Any,
     ) -> tuple[Any, ...]:
         """Output and last states of all layers. states: the first ones of all layers, by name."""
-        array = self._numpy("x", x)
-        single = array.ndim == 2 and cu_seqlens is None
-        batch = _Sequences(self, array, lengths, self._numpy("cu_seqlens", cu_seqlens))
-        first = self._first_states(states, batch.size, single)
-        out, last = batch.packed, []
+        from_numpy = isinstance(x, np.ndarray)
+        given = self._placed("x", x, from_numpy)
+        single = given.ndim == 2 and cu_seqlens is None
+        if not (cu_seqlens is None or isinstance(cu_seqlens, SequenceOffsets)):
+            cu_seqlens = self._tensor("cu_seqlens", cu_seqlens)
+        batch = _Sequences(self, given, lengths, cu_seqlens)
+        first = {
+            name: self._first_state(name, self._placed(name, state, from_numpy), batch.size, single)
+            for name, state in states.items()
+            if state is not None
+        }
+        out, last = batch.pack(given), []
         for layer, packs in enumerate(self._packs):
             d = len(packs)
-            of_layer = {n: s[d * layer : d * (layer + 1)] for n, s in first.items()}
             weights = tuple(self._weight(pack, layer) for pack in packs)
+            is_last = layer == self.num_layers - 1
+            columns = d * (self.proj_size or self.hidden_size)
             out, *ends = op(
                 out,
                 batch.cu_seqlens,
                 weights if d == 2 else weights[0],
                 direction="bidirectional" if d == 2 else "forward",
-                **of_layer,
+                **{name: state[d * layer : d * (layer + 1)] for name, state in first.items()},
+                out=batch.output(columns, out) if is_last else None,
             )
             last.append(ends)
-        ends = [np.concatenate(state) for state in zip(*last, strict=True)]
-        results = [batch.restore(out), *(state[:, 0] if single else state for state in ends)]
-        return tuple(results if isinstance(x, np.ndarray) else map(Tensor, results))
+        ends = [_concatenated(state) for state in zip(*last, strict=True)]
+        results = (batch.restore(out), *(state[:, 0] if single else state for state in ends))
+        if not from_numpy:
+            return results
+        return tuple(tensor.to("cpu", "float32").numpy() for tensor in results)
 
-    def _first_states(
-        self, states: Mapping[str, Any], batch: int, single: bool
-    ) -> dict[str, FloatArray]:
-        """Those that are given, `[num_layers * directions, batch, size]`."""
-        sizes = {"h0": self.proj_size or self.hidden_size, "c0": self.hidden_size}
-        first = {}
-        for name, given in states.items():
-            if given is None:
-                continue
-            state = self._numpy(name, given)
-            rows = self.num_layers * (2 if self.bidirectional else 1)
-            shape = (rows, sizes[name]) if single else (rows, batch, sizes[name])
-            if state.shape != shape:
-                raise ValueError(
-                    f"{type(self).__name__}: {name} has shape {list(state.shape)}, "
-                    f"expected {list(shape)}"
-                )
-            first[name] = state[:, None] if single else state
-        return first
-
-    def _numpy(self, name: str, array: Any) -> Any:
-        """The same memory as an array; None stays None."""
-        if array is None or isinstance(array, np.ndarray):
-            return array
+    def _tensor(self, name: str, array: Any) -> Tensor:
         try:
-            return Tensor(array).numpy()
-        except TypeError as error:
-            problem = str(error).removeprefix("Tensor: ")
-            raise TypeError(f"{type(self).__name__}: {name}: {problem}") from None
+            return Tensor(array)
+        except (TypeError, ValueError) as error:
+            problem = str(error).removeprefix("Tensor: array ").removeprefix("Tensor: ")
+            raise type(error)(f"{type(self).__name__}: {name} {problem}") from None
+
+    def _placed(self, name: str, array: Any, from_numpy: bool) -> Tensor:
+        """As a Tensor. With NumPy arrays come and go all others too, so they may be elsewhere."""
+        if isinstance(array, np.ndarray):
+            if array.dtype != np.float32:
+                raise TypeError(
+                    f"{type(self).__name__}: {name} has dtype {array.dtype}, expected float32"
+                )
+            array = np.ascontiguousarray(array)
+        tensor = self._tensor(name, array)
+        if from_numpy and tensor.device == "cpu":
+            return tensor.to(self.device, self.dtype)
+        return tensor
+
+    def _first_state(self, name: str, state: Tensor, batch: int, single: bool) -> Tensor:
+        """`[num_layers * directions, batch, size]`."""
+        size = self.hidden_size if name == "c0" else self.proj_size or self.hidden_size
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        shape = (rows, size) if single else (rows, batch, size)
+        if state.shape != shape:
+            raise ValueError(
+                f"{type(self).__name__}: {name} has shape {list(state.shape)}, "
+                f"expected {list(shape)}"
+            )
+        return state.reshape((rows, 1, size)) if single else state
 
     def _weight(self, pack: _RecurrentPack, layer: int) -> RecurrentWeight:
         if pack.value is None:
@@ -186,24 +211,30 @@ class _Recurrent(Module):
 class _Sequences:
     """A batch as the kernels take it, and the way back to the form it came in."""
 
-    def __init__(self, layer: _Recurrent, x: Any, lengths: Any, cu_seqlens: Any) -> None:
+    cu_seqlens: Any
+
+    def __init__(self, layer: _Recurrent, x: Tensor, lengths: Any, cu_seqlens: Any) -> None:
         self._kept: npt.NDArray[np.bool_] | None = None  # [batch, steps], of padded ones
         self._time_major = not layer.batch_first
         name = type(layer).__name__
         if x.ndim == 2:
             if lengths is not None:
                 raise ValueError(f"{name}: lengths are for a padded x of three dimensions")
-            self.packed = x
-            self.cu_seqlens = np.array([0, len(x)], np.int32) if cu_seqlens is None else cu_seqlens
-            self.size = max(len(self.cu_seqlens) - 1, 0)
+            if cu_seqlens is None:
+                cu_seqlens = Tensor(np.array([0, len(x)], np.int32))
+            if isinstance(cu_seqlens, SequenceOffsets):
+                self.size = cu_seqlens.batch
+            else:
+                self.size = max(math.prod(cu_seqlens.shape) - 1, 0)
+                if x.device != "cpu" and cu_seqlens.device == "cpu":
+                    cu_seqlens = SequenceOffsets(cu_seqlens, x.device)
+            self.cu_seqlens = cu_seqlens
             return
         if x.ndim != 3:
             raise ValueError(f"{name}: x has shape {list(x.shape)}, expected 2 or 3 dimensions")
         if cu_seqlens is not None:
             raise ValueError(f"{name}: cu_seqlens are for a packed x of two dimensions")
-        if self._time_major:
-            x = x.swapaxes(0, 1)
-        self.size, steps, _ = x.shape
+        self.size, steps = x.shape[1::-1] if self._time_major else x.shape[:2]
         lengths = np.full(self.size, steps) if lengths is None else np.asarray(lengths)
         if lengths.shape != (self.size,) or (lengths.dtype.kind not in "iu" and lengths.size):
             raise ValueError(
@@ -213,18 +244,60 @@ class _Sequences:
         if (wrong := (lengths < 0) | (lengths > steps)).any():
             i = int(np.argmax(wrong))
             raise ValueError(f"{name}: lengths[{i}] is {lengths[i]}, expected 0 to {steps} steps")
-        self.cu_seqlens = np.zeros(self.size + 1, np.int32)
-        np.cumsum(lengths, out=self.cu_seqlens[1:])
+        cu_seqlens = np.zeros(self.size + 1, np.int32)
+        np.cumsum(lengths, out=cu_seqlens[1:])
+        self.cu_seqlens = SequenceOffsets(cu_seqlens, x.device)
         self._kept = np.arange(steps) < lengths[:, None]
-        self.packed = x[self._kept]
 
-    def restore(self, out: FloatArray) -> FloatArray:
+    def pack(self, x: Tensor) -> Tensor:
+        """`[total_tokens, size]`."""
+        if self._kept is None:
+            return x
+        places = np.arange(self._kept.size)  # in x, of each token
+        if self._time_major:
+            places = places.reshape(self._kept.shape[::-1]).T.ravel()
+        rows = places[self._kept.ravel()]
+        flat = (self._kept.size, x.shape[2])
+        try:
+            table = x.reshape(flat)
+        except ValueError:  # strides that allow no such view
+            table = Tensor.empty(x.shape, x.dtype, x.device).copy_(x).reshape(flat)
+        return _gather(table, rows)
+
+    def output(self, size: int, x: Tensor) -> Tensor | None:
+        """Where the last layer writes, if `restore` needs it."""
+        if self._kept is None:
+            return None
+        # A row of zeros for the padding follows the tokens.
+        self._rows = Tensor.empty((len(x) + 1, size), x.dtype, x.device)
+        self._rows[len(x)].copy_(np.zeros(size, np.float32))
+        return self._rows[: len(x)]
+
+    def restore(self, out: Tensor) -> Tensor:
         """Packed `[total_tokens, size]` to padded with zeros, if the batch came so."""
         if self._kept is None:
             return out
-        padded = np.zeros((*self._kept.shape, out.shape[1]), np.float32)
-        padded[self._kept] = out
-        return padded.swapaxes(0, 1) if self._time_major else padded
+        index: npt.NDArray[np.int64] = np.full(self._kept.shape, len(out))
+        index[self._kept] = np.arange(len(out))
+        rows = index.T if self._time_major else index
+        return _gather(self._rows, rows.ravel()).reshape((*rows.shape, out.shape[1]))
+
+
+def _gather(table: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+    """Rows of a table."""
+    return ops.embedding([Tensor(rows).to(table.device)], [table])
+
+
+def _concatenated(parts: Sequence[Tensor]) -> Tensor:
+    """Along the first dimension."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = len(parts[0])
+    shape = (rows * len(parts), *parts[0].shape[1:])
+    whole = Tensor.empty(shape, parts[0].dtype, parts[0].device)
+    for i, part in enumerate(parts):
+        whole[i * rows : (i + 1) * rows].copy_(part)
+    return whole
 
 
 class RNN(_Recurrent):
@@ -235,14 +308,16 @@ class RNN(_Recurrent):
     x, float32, in one of these forms:
     - padded, `[steps, batch, input_size]`, or `[batch, steps, input_size]` if `batch_first`, with
       `lengths`, integers `[batch]` (absent: all steps); out is padded alike, with zeros;
-    - packed, `[total_tokens, input_size]`, with `cu_seqlens`, int32 `[batch + 1]`;
+    - packed, `[total_tokens, input_size]`, with `cu_seqlens`, int32 `[batch + 1]` or
+      SequenceOffsets;
     - one sequence, `[steps, input_size]`, whose states have no batch dimension.
 
     out: x's form with `directions * hidden_size` columns, of two directions the forward half first.
     hx, h_n: `[num_layers * directions, batch, hidden_size]`, the directions of a layer next to each
     other, sequences in x's order. h_n is the state after a sequence's last token, or after its
     first where a direction runs in reverse; a sequence without tokens gives its hx back. NumPy
-    gives NumPy, anything else Tensors.
+    arrays in float32 go to the layer's device and give such arrays; anything else must be there, in
+    the layer's dtype, and gives Tensors.
 
     Raises ValueError for shapes that do not fit, lengths that are negative or exceed the steps, and
     weights that have not been filled in.
@@ -279,7 +354,7 @@ class RNN(_Recurrent):
         hx: Array | None = None,
         *,
         lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
-        cu_seqlens: Array | None = None,
+        cu_seqlens: ops.Offsets | None = None,
     ) -> tuple[SameArray, SameArray]:
         """(out, h_n); see the class."""
         out, h_n = self._along(ops.rnn, x, {"h0": hx}, lengths, cu_seqlens)
@@ -322,7 +397,7 @@ class GRU(_Recurrent):
         hx: Array | None = None,
         *,
         lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
-        cu_seqlens: Array | None = None,
+        cu_seqlens: ops.Offsets | None = None,
     ) -> tuple[SameArray, SameArray]:
         """(out, h_n); see RNN."""
         out, h_n = self._along(ops.gru, x, {"h0": hx}, lengths, cu_seqlens)
@@ -368,7 +443,7 @@ class LSTM(_Recurrent):
         hx: tuple[Array, Array] | None = None,
         *,
         lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
-        cu_seqlens: Array | None = None,
+        cu_seqlens: ops.Offsets | None = None,
     ) -> tuple[SameArray, tuple[SameArray, SameArray]]:
         """(out, (h_n, c_n)); see the class."""
         if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
