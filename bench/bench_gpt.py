@@ -79,7 +79,7 @@ def log_softmax(logits: Any) -> Array:
 
 @dataclass(frozen=True)
 class SmolLM2(Case):
-    """A pass over `tokens` new tokens after `before` others that the cache holds."""
+    """After `before` tokens that the cache holds, `steps` passes over `tokens` new ones each."""
 
     engines: ClassVar[tuple[str, ...]] = ("softgate", "llama_cpp", "llama_cpp_q4_0")
     # Both sides round activations to integers, in their own ways.
@@ -89,6 +89,7 @@ class SmolLM2(Case):
     label: str
     before: int
     tokens: int
+    steps: int = 1
 
     @property
     def name(self) -> str:
@@ -96,34 +97,37 @@ class SmolLM2(Case):
 
     @property
     def work(self) -> Work:
-        context = self.before + self.tokens if self.tokens == 1 else self.tokens // 2
-        return SMOLLM2.work(5, 8.5, tokens=self.tokens, context=context, batch=1, steps=1)
+        context = self.before + self.tokens * self.steps // 2
+        return SMOLLM2.work(5, 8.5, tokens=self.tokens, context=context, batch=1, steps=self.steps)
 
     @property
     def units(self) -> int:
-        return self.tokens
+        return self.tokens * self.steps
 
     def tolerance_of(self, engine: str) -> float:
         """Requantised, it is another model: this only tells it from nonsense."""
         return 10.0 if engine == "llama_cpp_q4_0" else self.tolerance
 
     def inputs(self) -> Inputs:
-        return {"ids": random_ids(SMOLLM2.vocabulary, self.before + self.tokens)}
+        ids = random_ids(SMOLLM2.vocabulary, self.before + self.units)
+        before, new = np.split(ids, [self.before])
+        return {"before": before, "new": new.reshape(self.steps, self.tokens)}
 
     def softgate(self, inputs: Inputs) -> Call:
         import softgate
 
-        model = softgate.load(exports.smollm2_file())
-        cache = model.new_cache(1, self.before + self.tokens)
-        before, new = np.split(inputs["ids"], [self.before])
+        model: Any = softgate.load(exports.smollm2_file())
+        cache = model.new_cache(1, self.before + self.units)
         if self.before:
-            model(before, None, cache, logits="last")
+            model(inputs["before"], None, cache, logits="last")
 
-        def step() -> Any:
+        def run() -> Any:
             cache.truncate(0, self.before)
-            return model(new, None, cache, logits="last")
+            for ids in inputs["new"]:
+                logits = model(ids, None, cache, logits="last")
+            return logits
 
-        return Call(step, lambda logits: log_softmax(logits.numpy()))
+        return Call(run, lambda logits: log_softmax(logits.numpy()))
 
     def llama_cpp(self, inputs: Inputs) -> Call:
         return self._llama_cpp(inputs, exports.smollm2_file())
@@ -136,23 +140,24 @@ class SmolLM2(Case):
 
         llm = llama_cpp.Llama(
             os.fspath(path),
-            n_ctx=self.before + self.tokens,
+            n_ctx=self.before + self.units,
             n_batch=512,
             n_ubatch=512,
             n_threads=sessions.threads(),
             n_threads_batch=sessions.threads(),
             verbose=False,
         )
-        before, new = (part.tolist() for part in np.split(inputs["ids"], [self.before]))
-        llm.eval(before)
+        llm.eval(inputs["before"].tolist())
+        new = inputs["new"].tolist()
 
-        def step() -> Any:
+        def run() -> Any:
             llm.n_tokens = self.before  # `eval` forgets what the cache holds beyond
-            llm.eval(new)
+            for ids in new:
+                llm.eval(ids)
             return llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
 
         return Call(
-            step, lambda logits: log_softmax(np.ctypeslib.as_array(logits, (1, llm.n_vocab())))
+            run, lambda logits: log_softmax(np.ctypeslib.as_array(logits, (1, llm.n_vocab())))
         )
 
 
@@ -196,7 +201,7 @@ class Gpt2(Case):
     def softgate(self, inputs: Inputs) -> Call:
         import softgate
 
-        model = softgate.load(exports.export_path("gpt2", "huggingface"), dtype=self.dtype)
+        model: Any = softgate.load(exports.export_path("gpt2", "huggingface"), dtype=self.dtype)
         prompts = [row.tolist() for row in inputs["prompts"]]
 
         def check(_: Any) -> Array:
@@ -276,8 +281,8 @@ class Gpt2Int8(Gpt2):
 
 
 CASES = [
-    SmolLM2("decode", before=128, tokens=1),
-    SmolLM2("decode at 4096", before=4095, tokens=1),
+    SmolLM2("decode", before=128, tokens=1, steps=32),
+    SmolLM2("decode at 4096", before=4096 - 16, tokens=1, steps=32),
     SmolLM2("prompt 512", before=0, tokens=512),
     Gpt2("prompt 128", prompt=128, steps=1),
     Gpt2("decode", prompt=1, steps=64),
