@@ -79,6 +79,7 @@ Tensor cached_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
               .total_k = 0,
               .max_q = 0,
               .max_k = 0,
+              .min_q = 0,
               .q_stride = q.stride(0),
               .k_stride = k_cache.stride(1),
               .v_stride = v_cache.stride(1),
