@@ -54,11 +54,12 @@ class Run:
         sizes = [batch, num_heads, num_kv_heads, head_dim, total_q, len(a["k"])]
         sizes += [max_q, max_k, min_q]
         heads = (num_heads, num_kv_heads, num_kv_heads, num_heads)  # of q, k, v, out
-        strides = [*(head_dim * count for count in heads), *[head_dim] * 4, total_q, *mask_strides]
+        strides = [*(head_dim * count for count in heads), *[head_dim] * 4]
+        strides += [0, 0, total_q, *mask_strides]  # of a cache: none
         scale = head_dim**-0.5 if a["scale"] is None else a["scale"]
         left, right = a["window"]
         self.args = [
-            *inputs, self.out, self.lse, self.weights, *lengths, *masks,
+            *inputs, self.out, self.lse, self.weights, *lengths, None, None, *masks,
             *map(np.int64, [*sizes, *strides]),
             np.float32(scale), np.float32(a["softcap"]),
             np.int64(left), np.int64(0 if a["causal"] else right),
