@@ -347,6 +347,9 @@ def machine_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     """Runs gpu-report where programs are what the test says; gives exit status and output."""
     monkeypatch.setattr(gpu_report, "BUILD", tmp_path / "build")
     monkeypatch.setattr(gpu_report, "PACKAGE", tmp_path / "build" / "package")
+    # The tests' extra has no pybind11.
+    monkeypatch.setattr(gpu_report, "NEEDED", ("pytest",))
+    monkeypatch.setattr(gpu_report, "pybind11_folder", lambda: str(tmp_path))
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
 
