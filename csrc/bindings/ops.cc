@@ -127,7 +127,7 @@ py::object cached_attention(py::handle q, py::handle k_cache, py::handle v_cache
   const Tensor q_ = to_tensor({op, "q"}, q);
   const Tensor k_ = to_tensor({op, "k_cache"}, k_cache);
   const Tensor v_ = to_tensor({op, "v_cache"}, v_cache);
-  const Tensor lens_q = to_tensor({op, "cu_seqlens_q", "int32"}, cu_seqlens_q);
+  const SequenceOffsets lens_q = to_offsets({op, "cu_seqlens_q", "int32"}, cu_seqlens_q);
   const Tensor lens_k = to_tensor({op, "lengths_k", "int32"}, lengths_k);
   const CachedAttentionOptions options{
       .cache_rows = to_optional_tensor({op, "cache_rows", "int32"}, cache_rows),
@@ -232,7 +232,7 @@ py::object rotary(py::handle qkv, py::handle cu_seqlens, py::handle starts, py::
                   py::handle cache_rows, py::handle out) {
   const char* op = "rotary";
   const Tensor qkv_ = to_tensor({op, "qkv"}, qkv);
-  const Tensor cu_seqlens_ = to_tensor({op, "cu_seqlens", "int32"}, cu_seqlens);
+  const SequenceOffsets cu_seqlens_ = to_offsets({op, "cu_seqlens", "int32"}, cu_seqlens);
   const Tensor starts_ = to_tensor({op, "starts", "int32"}, starts);
   const Tensor k_ = to_tensor({op, "k_cache"}, k_cache);
   const Tensor v_ = to_tensor({op, "v_cache"}, v_cache);

@@ -8,9 +8,9 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void sample(const SampleArgs& args);
-void penalize(const PenalizeArgs& args);
-void token_logprobs(const TokenLogprobsArgs& args);
+void sample(const SampleArgs<float>& args);
+void penalize(const PenalizeArgs<float>& args);
+void token_logprobs(const TokenLogprobsArgs<float>& args);
 
 namespace {
 
@@ -63,7 +63,7 @@ float smallest_kept(Token* tokens, std::int64_t count, double target) {
 
 class Row {
  public:
-  Row(const SampleArgs& args, std::int64_t row)
+  Row(const SampleArgs<float>& args, std::int64_t row)
       : args_(args),
         logits_(args.logits + row * args.stride),
         random_(args.random[row]),
@@ -234,7 +234,7 @@ class Row {
     return static_cast<std::int32_t>(last * kBlock + token);
   }
 
-  const SampleArgs& args_;
+  const SampleArgs<float>& args_;
   const float* logits_;
   float random_;
   std::int64_t blocks_;
@@ -254,13 +254,13 @@ float row_max(const float* x, std::int64_t n) {
 
 }  // namespace
 
-void sample(const SampleArgs& args) {
+void sample(const SampleArgs<float>& args) {
   parallel_for(args.batch, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) args.out[row] = Row(args, row).draw();
   });
 }
 
-void penalize(const PenalizeArgs& args) {
+void penalize(const PenalizeArgs<float>& args) {
   const std::int64_t words = ceil_div(args.vocab, 64);
   parallel_for(args.batch, 1, [&](std::int64_t begin, std::int64_t end) {
     const std::size_t bytes = static_cast<std::size_t>(words) * sizeof(std::uint64_t);
@@ -279,7 +279,7 @@ void penalize(const PenalizeArgs& args) {
   });
 }
 
-void token_logprobs(const TokenLogprobsArgs& args) {
+void token_logprobs(const TokenLogprobsArgs<float>& args) {
   const std::int64_t n = args.vocab;
   for_each_row_range(args.rows, 2 * kFloat * n, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {

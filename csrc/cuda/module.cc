@@ -19,11 +19,19 @@ void lstm(const RecurrentStepsArgs<T>&, Stream);
 template <class T>
 void normalize(const NormalizeArgs<T>&, Stream);
 template <class T>
+void penalize(const PenalizeArgs<T>&, Stream);
+template <class T>
 void pool(const PoolArgs<T>&, Stream);
 template <class T>
 void rnn(const RecurrentStepsArgs<T>&, Stream);
 template <class T>
+void rotary(const RotaryArgs<T>&, Stream);
+template <class T>
+void sample(const SampleArgs<T>&, Stream);
+template <class T>
 void softmax(const SoftmaxArgs<T>&, Stream);
+template <class T>
+void token_logprobs(const TokenLogprobsArgs<T>&, Stream);
 
 namespace {
 
@@ -37,9 +45,13 @@ constexpr Kernels<T> table() {
       .linear = linear<T>,
       .lstm = lstm<T>,
       .normalize = normalize<T>,
+      .penalize = penalize<T>,
       .pool = pool<T>,
       .rnn = rnn<T>,
+      .rotary = rotary<T>,
+      .sample = sample<T>,
       .softmax = softmax<T>,
+      .token_logprobs = token_logprobs<T>,
   };
 }
 
