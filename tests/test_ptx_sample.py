@@ -41,7 +41,7 @@ def threads(vocab: int) -> int:
 def run_sample(a: dict[str, Any], dtype: str, **options: Any) -> np.ndarray:
     batch, vocab = a["logits"].shape
     ids = np.full(batch, -7, np.int32)
-    with np.errstate(divide="ignore"):
+    with np.errstate(all="ignore"):
         reach = np.float64(a["temperature"]) * np.log(np.float64(a["min_p"]))
     fields = [
         frozen(ptx.to_bits(a["logits"], dtype)), frozen(a["random"]), ids,
