@@ -13,12 +13,14 @@ from cases import (
     PENALIZE,
     ROTARY,
     SAMPLE,
+    SOFTCAP,
     TOKEN_LOGPROBS,
     CachedAttentionCase,
     Case,
     PenalizeCase,
     RotaryCase,
     SampleCase,
+    SoftcapCase,
     TokenLogprobsCase,
     offsets,
 )
@@ -35,6 +37,7 @@ OPS = {
     PenalizeCase: "penalize",
     RotaryCase: "rotary",
     SampleCase: "sample",
+    SoftcapCase: "softcap",
     TokenLogprobsCase: "token_logprobs",
 }
 ALWAYS_FLOAT32 = ("cos", "sin", "random")
@@ -59,6 +62,7 @@ SAMPLED = [
     SampleCase(1, 50257, 0.8, top_k=50, top_p=0.95, min_p=0.01),
 ]
 SCORED = [replace(case, rows=min(case.rows, 9)) for case in TOKEN_LOGPROBS]
+SOFTCAP_16_BIT = [case for case in SOFTCAP if case.size <= 1e4]
 SCORED_16_BIT = [case for case in SCORED[::2] if case.size <= 1e4]  # float16 ends at 65504
 
 
@@ -122,7 +126,7 @@ def assert_matches_reference(case: Case, dtype: str, results: list[np.ndarray]) 
 
 
 @pytest.mark.parametrize(
-    "case", [*CACHED_ATTENTION, *ROTARY, *PENALIZE, *SAMPLED, *SCORED], ids=str
+    "case", [*CACHED_ATTENTION, *ROTARY, *PENALIZE, *SAMPLED, *SOFTCAP, *SCORED], ids=str
 )
 def test_matches_reference(device, case):
     assert_matches_reference(case, "float32", run(case, device, "float32"))
@@ -130,7 +134,9 @@ def test_matches_reference(device, case):
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT)
 @pytest.mark.parametrize(
-    "case", [*CACHED_16_BIT, *ROTARY[::2], *PENALIZE, *SAMPLED[::3], *SCORED_16_BIT], ids=str
+    "case",
+    [*CACHED_16_BIT, *ROTARY[::2], *PENALIZE, *SAMPLED[::3], *SOFTCAP_16_BIT, *SCORED_16_BIT],
+    ids=str,
 )
 def test_matches_reference_in_16_bits(device, case, dtype):
     assert_matches_reference(case, dtype, run(case, device, dtype))
@@ -161,6 +167,7 @@ def test_rotary_writes_its_places_and_nothing_else(device, case, dtype):
         CachedAttentionCase((1, 2, 40), (300, 40, 140), 2, 1, 32, rows=(2, 0, 1)),
         RotaryCase((3, 2), (4, 1), norm="qk", rows=(2, 0)),
         PenalizeCase((60, 9), 50),
+        SoftcapCase(3, 1000),
         SampleCase(3, 1000, top_k=40, top_p=0.9),
         TokenLogprobsCase(3, 1000),
     ],
@@ -372,6 +379,7 @@ def test_rows_that_begin_anywhere(device, argument):
         (CachedAttentionCase((1, 2), (9, 8), rows=(1, 0)), "q"),
         (RotaryCase((3, 2), norm="qk", rows=(1, 0)), "qkv"),
         (PenalizeCase((3, 2), 50), "logits"),
+        (SoftcapCase(3, 50), "logits"),
         (SampleCase(3, 50), "logits"),
         (TokenLogprobsCase(3, 50), "logits"),
     ],

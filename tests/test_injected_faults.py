@@ -37,6 +37,7 @@ from cases import (
     RecurrentCase,
     RotaryCase,
     SampleCase,
+    SoftcapCase,
     SoftmaxCase,
     TokenLogprobsCase,
 )
@@ -210,6 +211,7 @@ RUNS = [
         "sample",
     ),
     *runs("decode", [PenalizeCase((9, 300, 5), 70)], "penalize"),
+    *runs("decode", [SoftcapCase(3, 2500)], "softcap"),
     *runs("decode", [TokenLogprobsCase(2, n) for n in (300, 1037)], "token_logprobs"),
     *runs(
         "recurrent",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ptx
 import pytest
-from cases import PenalizeCase, SampleCase, TokenLogprobsCase
+from cases import PenalizeCase, SampleCase, SoftcapCase, TokenLogprobsCase
 from devices import rounded
 from softgate import reference
 from test_sample import assert_drawn, logprobs_scale
@@ -27,7 +27,7 @@ def frozen(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def start(name: str, dtype: str, grid: int, block: int, *structs: Any, **options: Any) -> Any:
+def start(name: str, dtype: str, grid: Any, block: int, *structs: Any, **options: Any) -> Any:
     kernel = ptx.kernel(SOURCE, f"{name}_kernel<{ptx.ELEMENTS[dtype]}>")
     report = ptx.launch(kernel, grid, block, *structs, **options)
     assert not report.errors, "\n".join(report.errors)
@@ -136,7 +136,19 @@ def test_token_logprobs(case, dtype, order):
     assert np.isnan(out[-1])
 
 
+@every_order
+@every_dtype
+@pytest.mark.parametrize("vocab", [40, 2500])
+def test_softcap(vocab, dtype, order):
+    a = SoftcapCase(3, vocab).arguments()
+    a["logits"] = rounded(a["logits"], dtype)
+    logits = ptx.to_bits(a["logits"], dtype)
+    fields = [logits, *map(np.int64, (3, vocab, vocab)), np.float32(a["cap"])]
+    start("softcap", dtype, (3, -(-vocab // 1024)), 256, fields, **order)
+    assert_close(ptx.to_float64(logits, dtype), reference.softcap(**a), dtype=dtype)
+
+
 def test_no_instance_is_left_out():
-    names = ("sample", "penalize", "token_logprobs")
+    names = ("sample", "penalize", "softcap", "token_logprobs")
     expected = {f"{name}_kernel<{t}>" for name in names for t in ptx.ELEMENTS.values()}
     assert ptx.kernels(SOURCE).keys() == expected

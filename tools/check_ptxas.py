@@ -86,7 +86,7 @@ def launch_of(kernel: str) -> tuple[int, int]:
             return 128, 4 * (rows * dim + 32 * (dim + 4) + rows * 32)
         case "combine" | "rotary" | "weights":
             return 128, 0
-        case "penalize":
+        case "penalize" | "softcap":
             return 256, 0
         case "sample" | "token_logprobs":
             return 512, 3 * 32 * 4

@@ -271,6 +271,12 @@ py::object sample(py::handle logits, py::handle random, double temperature, std:
   return to_result(std::move(result), logits, py::none());
 }
 
+py::object softcap(py::handle logits, double cap) {
+  const Tensor logits_ = to_tensor({"softcap", "logits"}, logits);
+  without_gil([&] { softgate::softcap(logits_, cap); });
+  return py::reinterpret_borrow<py::object>(logits);
+}
+
 py::object token_logprobs(py::handle logits, py::handle ids) {
   const Tensor logits_ = to_tensor({"token_logprobs", "logits"}, logits);
   const Tensor ids_ = to_tensor({"token_logprobs", "ids", "int32"}, ids);
@@ -427,6 +433,7 @@ void register_ops(py::module_& m) {
         arg("eps"), arg("interleaved"), arg("cache_rows"), arg("out"));
   m.def("sample", &sample, arg("logits"), arg("random"), arg("temperature"), arg("top_k"),
         arg("top_p"), arg("min_p"));
+  m.def("softcap", &softcap, arg("logits"), arg("cap"));
   m.def("token_logprobs", &token_logprobs, arg("logits"), arg("ids"));
 }
 

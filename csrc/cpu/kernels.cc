@@ -23,6 +23,7 @@ void restore_panel(const PanelArgs&);
 void rnn(const RecurrentArgs&);
 void rotary(const RotaryArgs<float>&);
 void sample(const SampleArgs<float>&);
+void softcap(const SoftcapArgs<float>&);
 void softmax(const SoftmaxArgs<float>&);
 void store_panel(const PanelArgs&);
 std::int64_t stored_panel_bytes(DType, std::int64_t depth);
@@ -48,6 +49,7 @@ const Kernels kernels = {
     .rnn = rnn,
     .rotary = rotary,
     .sample = sample,
+    .softcap = softcap,
     .softmax = softmax,
     .store_panel = store_panel,
     .stored_panel_bytes = stored_panel_bytes,

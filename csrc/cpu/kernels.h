@@ -34,6 +34,7 @@ struct Kernels {
   void (*rnn)(const RecurrentArgs&);
   void (*rotary)(const RotaryArgs<float>&);
   void (*sample)(const SampleArgs<float>&);
+  void (*softcap)(const SoftcapArgs<float>&);
   void (*softmax)(const SoftmaxArgs<float>&);
   void (*store_panel)(const PanelArgs&);
   std::int64_t (*stored_panel_bytes)(DType, std::int64_t depth);

@@ -10,6 +10,7 @@ namespace softgate::cpu::SOFTGATE_ISA {
 
 void sample(const SampleArgs<float>& args);
 void penalize(const PenalizeArgs<float>& args);
+void softcap(const SoftcapArgs<float>& args);
 void token_logprobs(const TokenLogprobsArgs<float>& args);
 
 namespace {
@@ -275,6 +276,18 @@ void penalize(const PenalizeArgs<float>& args) {
         seen[id / 64] |= bit;
         x[id] = x[id] > 0.0f ? x[id] / args.penalty : x[id] * args.penalty;
       }
+    }
+  });
+}
+
+void softcap(const SoftcapArgs<float>& args) {
+  const vf cap = set1(args.cap), inverse = set1(1.0f / args.cap);
+  for_each_row_range(args.rows, 2 * kFloat * args.vocab, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      float* x = args.logits + row * args.stride;
+      for_each_vector(args.vocab, [=](std::int64_t i, auto lanes) {
+        store(x + i, mul(cap, tanh(mul(load(x + i, lanes), inverse))), lanes);
+      });
     }
   });
 }

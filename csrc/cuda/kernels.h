@@ -33,6 +33,7 @@ struct Kernels {
   void (*rnn)(const RecurrentStepsArgs<T>&, Stream);
   void (*rotary)(const RotaryArgs<T>&, Stream);
   void (*sample)(const SampleArgs<T>&, Stream);
+  void (*softcap)(const SoftcapArgs<T>&, Stream);
   void (*softmax)(const SoftmaxArgs<T>&, Stream);
   void (*token_logprobs)(const TokenLogprobsArgs<T>&, Stream);
 };

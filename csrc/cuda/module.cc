@@ -29,6 +29,8 @@ void rotary(const RotaryArgs<T>&, Stream);
 template <class T>
 void sample(const SampleArgs<T>&, Stream);
 template <class T>
+void softcap(const SoftcapArgs<T>&, Stream);
+template <class T>
 void softmax(const SoftmaxArgs<T>&, Stream);
 template <class T>
 void token_logprobs(const TokenLogprobsArgs<T>&, Stream);
@@ -50,6 +52,7 @@ constexpr Kernels<T> table() {
       .rnn = rnn<T>,
       .rotary = rotary<T>,
       .sample = sample<T>,
+      .softcap = softcap<T>,
       .softmax = softmax<T>,
       .token_logprobs = token_logprobs<T>,
   };

@@ -16,9 +16,10 @@
 namespace softgate::cuda {
 namespace {
 
-constexpr int kMaxThreads = 512;       // of a row
-constexpr int kPenalizeThreads = 256;  // of a row
-constexpr int kParts = 32;             // into which `pick` cuts what is left
+constexpr int kMaxThreads = 512;                            // of a row
+constexpr int kPenalizeThreads = 256;                       // of a row
+constexpr int kSoftcapThreads = 256, kSoftcapElements = 4;  // of a thread
+constexpr int kParts = 32;                                  // into which `pick` cuts what is left
 // Two scratches of block_reduce take turns.
 constexpr int kSharedBytes = (2 * kWarp + kParts) * static_cast<int>(sizeof(float));
 
@@ -185,6 +186,19 @@ __global__ void __launch_bounds__(kPenalizeThreads)
 }
 
 template <class T>
+__global__ void __launch_bounds__(kSoftcapThreads) softcap_kernel(const SoftcapArgs<T> args) {
+  T* const logits = args.logits + blockIdx.x * args.stride;
+  const std::int64_t first =
+      static_cast<std::int64_t>(blockIdx.y) * (kSoftcapThreads * kSoftcapElements) + threadIdx.x;
+#pragma unroll
+  for (int j = 0; j < kSoftcapElements; ++j) {
+    const std::int64_t i = first + j * kSoftcapThreads;
+    if (i < args.vocab)
+      logits[i] = static_cast<T>(args.cap * tanhf(static_cast<float>(logits[i]) / args.cap));
+  }
+}
+
+template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     token_logprobs_kernel(const TokenLogprobsArgs<T> args) {
   const std::int64_t index = blockIdx.x;
@@ -233,6 +247,17 @@ void penalize(const PenalizeArgs<T>& args, Stream stream) {
 }
 
 template <class T>
+void softcap(const SoftcapArgs<T>& args, Stream stream) {
+  constexpr std::int64_t kColumns = kSoftcapThreads * kSoftcapElements;
+  launch(softcap_kernel<T>,
+         {.grid = dim3(static_cast<unsigned>(args.rows),
+                       static_cast<unsigned>((args.vocab + kColumns - 1) / kColumns)),
+          .block = dim3(kSoftcapThreads),
+          .stream = stream},
+         args);
+}
+
+template <class T>
 void token_logprobs(const TokenLogprobsArgs<T>& args, Stream stream) {
   launch(token_logprobs_kernel<T>, shape_of(args.rows, args.vocab, stream), args);
 }
@@ -240,6 +265,7 @@ void token_logprobs(const TokenLogprobsArgs<T>& args, Stream stream) {
 #define SOFTGATE_INSTANCES(T)                             \
   template void sample(const SampleArgs<T>&, Stream);     \
   template void penalize(const PenalizeArgs<T>&, Stream); \
+  template void softcap(const SoftcapArgs<T>&, Stream);   \
   template void token_logprobs(const TokenLogprobsArgs<T>&, Stream);
 SOFTGATE_INSTANCES(float)
 SOFTGATE_INSTANCES(half)

@@ -115,6 +115,23 @@ void penalize(const Tensor& logits, const Tensor& ids, const Tensor& cu_ids, dou
   });
 }
 
+void softcap(const Tensor& logits, double cap) {
+  const DType dtype = check_logits("softcap", logits);
+  check_writable("softcap", "logits", logits);
+  check(std::isfinite(cap) && cap > 0, "softcap: cap is ", cap, ", expected a positive number");
+  if (logits.numel() == 0) return;
+  dispatch(dtype, [&]<class T>(T) {
+    const SoftcapArgs<T> args{
+        .logits = logits.data<T>(),
+        .rows = logits.size(0),
+        .vocab = logits.size(1),
+        .stride = logits.stride(0),
+        .cap = static_cast<float>(cap),
+    };
+    run_kernel<T>(logits.device(), args, &cpu::Kernels::softcap, &cuda::Kernels<T>::softcap);
+  });
+}
+
 Tensor token_logprobs(const Tensor& logits, const Tensor& ids) {
   const DType dtype = check_logits("token_logprobs", logits);
   const Device device = logits.device();

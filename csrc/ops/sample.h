@@ -15,6 +15,8 @@
 // penalize: the logits of the ids seen, each once, are divided by penalty where they are positive,
 // else multiplied by it, in place (Keskar et al. 2019).
 //
+// softcap: logits = cap * tanh(logits / cap), in place (Gemma Team 2024).
+//
 // token_logprobs: out = logits[ids] - log(sum of exp(logits)).
 //
 // Logits have any floating dtype on a device other than the CPU, random numbers and
@@ -48,6 +50,14 @@ struct PenalizeArgs {
 };
 
 template <class T>
+struct SoftcapArgs {
+  T* logits;
+  std::int64_t rows, vocab;
+  std::int64_t stride;
+  float cap;
+};
+
+template <class T>
 struct TokenLogprobsArgs {
   const T* logits;
   const std::int32_t* ids;
@@ -66,6 +76,8 @@ struct Sampling {
 Tensor sample(const Tensor& logits, const Tensor& random, const Sampling& sampling);
 
 void penalize(const Tensor& logits, const Tensor& ids, const Tensor& cu_ids, double penalty);
+
+void softcap(const Tensor& logits, double cap);
 
 Tensor token_logprobs(const Tensor& logits, const Tensor& ids);
 

@@ -512,6 +512,15 @@ def sample(
     return _core.sample(logits, random, temperature, top_k, top_p, min_p)
 
 
+def softcap(logits: SameArray, cap: float) -> SameArray:
+    """`cap * tanh(logits / cap)` (Gemma Team 2024), in place.
+
+    logits, which are returned: float32 `[rows, vocab]`, on a device other than the CPU also float16
+    or bfloat16. Raises ValueError for a cap that is not positive.
+    """
+    return _core.softcap(logits, cap)
+
+
 def token_logprobs(logits: SameArray, ids: Array) -> SameArray:
     """The log-probability of one token for each row: float32 `[rows]`.
 

@@ -242,12 +242,7 @@ class Gpt(nn.Module, LanguageModel):
         weight = self.embedding if self.lm_head is None else self.lm_head.weight
         logits = ops.linear(y, weight.value)
         cap = self.config.final_logit_softcapping
-        if cap is not None:
-            array = logits.numpy()
-            array /= cap
-            np.tanh(array, out=array)
-            array *= cap
-        return logits
+        return logits if cap is None else ops.softcap(logits, cap)
 
     def _one_by_one(
         self, ids: IntArray, offsets: IntArray, logits: Literal["all", "last"]
