@@ -9,7 +9,7 @@ void add_norm(const AddNormArgs<float>&);
 void attention(const AttentionArgs<float>&);
 void cached_attention(const CachedAttentionArgs<float>&);
 void embedding(const EmbeddingArgs<float>&);
-void gather(const GatherArgs&);
+void gather(const GatherArgs<float>&);
 void gru(const RecurrentArgs&);
 void linear(const PanelLinearArgs&);
 std::int64_t linear_workspace(const PanelFormat&, std::int64_t rows, std::int64_t in_features);

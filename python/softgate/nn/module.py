@@ -14,6 +14,8 @@ from softgate._core import PackedWeight, RecurrentWeight, Tensor
 
 FloatArray = npt.NDArray[np.float32]
 
+_INTEGERS = ("int8", "int4")
+
 # In the order of ops.pack_recurrent.
 RECURRENT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
@@ -22,8 +24,8 @@ class Parameter:
     """An array of known shape, which `load_state_dict` or `init_weights` fills with float32.
 
     It is kept on `device` in `dtype`, which `Module.to` changes. A packed one is laid out for
-    `ops.linear` when it is filled, and only then kept: on the CPU as `dtype`, which may have fewer
-    bits, and with the rows [gate; up] when `gated`; see `ops.pack`.
+    `ops.linear` when it is filled, and only then kept: as `dtype`, which may have fewer bits, and
+    with the rows [gate; up] when `gated`; see `ops.pack`.
     """
 
     def __init__(
@@ -65,7 +67,14 @@ class Parameter:
             raise ValueError(
                 f"parameter has shape {list(values.shape)}, expected {list(self.shape)}"
             )
-        self.value = ops.pack_groups(values, scales, minimums, bits=bits, gated=self.gated)
+        self.value = _packed_groups(
+            Tensor(values),
+            Tensor(scales),
+            None if minimums is None else Tensor(minimums),
+            bits,
+            self.device,
+            self.gated,
+        )
         self.dtype = "int4" if bits == 4 else "int8"
 
     def numpy(self) -> FloatArray:
@@ -146,14 +155,22 @@ class Module:
         """Move all parameters to "cpu", "cuda", "cuda:1" and so on, or to another dtype.
 
         The module itself is changed and returned. On a device other than the CPU dtype may be
-        "float16" or "bfloat16", which activations then have too.
+        "float16" or "bfloat16", which activations then have too. Quantised weights keep their
+        integers, bit for bit, whatever the dtype.
 
         Raises ValueError for an unknown device, TypeError for a dtype that it does not compute in,
         MemoryError when there is no room and RuntimeError when this build or machine has no CUDA;
         the module is then as it was.
         """
         parameters = [parameter for _, parameter in self.named_parameters()]
-        places = [_place(device or p.device, dtype or p.dtype, p.packed) for p in parameters]
+        places = [
+            _place(
+                device or p.device,
+                p.dtype if _is_quantized(p.value) else dtype or p.dtype,
+                p.packed,
+            )
+            for p in parameters
+        ]
         moved: dict[int, Any] = {}  # some share their value
         for parameter, place in zip(parameters, places, strict=True):
             value = parameter.value
@@ -251,7 +268,7 @@ def _problems(
 
 
 def _is_quantized(value: Any) -> bool:
-    return isinstance(value, PackedWeight) and value.dtype in ("int8", "int4")
+    return isinstance(value, PackedWeight) and value.dtype in _INTEGERS
 
 
 def _to_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
@@ -279,24 +296,42 @@ def _numbered(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _place(device: str, dtype: str, packed: bool) -> tuple[str, str]:
     """As tensors name them; raises for what there is not."""
     place = Tensor.empty(0, device=device).device
-    dtypes = ("float32", "float16", "bfloat16")
-    if place == "cpu":
-        dtypes = get_args(ops.WeightType) if packed else ("float32",)
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    if packed:
+        dtypes = get_args(ops.WeightType)
+    elif place == "cpu":
+        dtypes = ("float32",)
     if dtype not in dtypes:
         raise TypeError(f"to: dtype is {dtype!r} on {device}, expected one of {list(dtypes)}")
     return place, dtype
 
 
 def _packed(array: Tensor, device: str, dtype: str, gated: bool) -> PackedWeight:
-    if device == "cpu":
-        return ops.pack(array, dtype=cast(ops.WeightType, dtype), gated=gated)
-    return ops.pack(array.to(device, dtype), gated=gated)
+    if device != "cpu" and dtype not in _INTEGERS:
+        array = array.to(device, dtype)
+    return ops.pack(array.to(device), dtype=cast(ops.WeightType, dtype), gated=gated)
+
+
+def _packed_groups(
+    values: Tensor,
+    scales: Tensor,
+    minimums: Tensor | None,
+    bits: Literal[4, 8],
+    device: str,
+    gated: bool,
+) -> PackedWeight:
+    there = None if minimums is None else minimums.to(device)
+    return ops.pack_groups(values.to(device), scales.to(device), there, bits=bits, gated=gated)
 
 
 def _moved(value: Any, device: str, dtype: str, gated: bool) -> Any:
     """A parameter's value in another place, itself where that is the old one."""
     if (value.device, value.dtype) == (device, dtype):
         return value
+    if _is_quantized(value):
+        bits: Literal[4, 8] = 4 if value.dtype == "int4" else 8
+        values, scales, minimums = value.quantized()
+        return _packed_groups(values, scales, minimums, bits, device, gated)
     if isinstance(value, PackedWeight):
         return _packed(value.unpack(), device, dtype, gated)
     if isinstance(value, RecurrentWeight):
