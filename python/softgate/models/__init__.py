@@ -29,7 +29,8 @@ def load(
     rounded anew (`softgate.checkpoint.Checkpoint.quantized`). BERT has "float32" only, on a device
     other than the CPU also "float16" and "bfloat16", see `nn.Module.to`.
 
-    device: "cpu", "cuda", "cuda:1" and so on. GPT models run on the CPU only.
+    device: "cpu", "cuda", "cuda:1" and so on. There a GPT model's activations and cache have the
+    dtype of its weights, float32 where these are quantised.
 
     Raises CheckpointError when the checkpoint is broken, does not fit its config or is of a family
     that softgate does not know; otherwise as `nn.Module.to`.
@@ -39,9 +40,7 @@ def load(
         if family == "bert":
             return Bert.from_checkpoint(checkpoint, device, dtype)
         if family in _GPT:
-            if device not in (None, "cpu"):
-                raise ValueError(f"device is {device!r}, GPT models run on 'cpu' only")
-            return Gpt.from_checkpoint(checkpoint, dtype)
+            return Gpt.from_checkpoint(checkpoint, dtype, device)
         raise CheckpointError(
             f"{checkpoint.spec}: model_type is {family!r}, softgate supports: "
             f"{', '.join(_SUPPORTED)}"

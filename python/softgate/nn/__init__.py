@@ -1,6 +1,6 @@
 """Layers: parameters with the operations of `softgate.ops`, composed as in torch."""
 
-from softgate.nn.decoder import CachedAttention, KVCache, Norm, Step
+from softgate.nn.decoder import CachedAttention, KVCache, Norm, Step, StepGraph
 from softgate.nn.layers import AddNorm, Attention, Embedding, FeedForward, LayerNorm, Linear
 from softgate.nn.module import FloatArray, Module, Parameter
 from softgate.nn.recurrent import GRU, LSTM, RNN
@@ -25,4 +25,5 @@ __all__ = [
     "Rope",
     "RopeConfig",
     "Step",
+    "StepGraph",
 ]

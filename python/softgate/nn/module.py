@@ -164,11 +164,7 @@ class Module:
         """
         parameters = [parameter for _, parameter in self.named_parameters()]
         places = [
-            _place(
-                device or p.device,
-                p.dtype if _is_quantized(p.value) else dtype or p.dtype,
-                p.packed,
-            )
+            _place(device or p.device, self._dtype_of(p, device or p.device, dtype), p.packed)
             for p in parameters
         ]
         moved: dict[int, Any] = {}  # some share their value
@@ -180,6 +176,10 @@ class Module:
             parameter.device, parameter.dtype = place
             parameter.value = moved.get(id(parameter.value))
         return self
+
+    def _dtype_of(self, parameter: Parameter, device: str, dtype: str | None) -> str:
+        """What `to(device, dtype)` gives a parameter."""
+        return parameter.dtype if _is_quantized(parameter.value) else dtype or parameter.dtype
 
     def num_parameters(self) -> int:
         """Number of scalar weights."""
