@@ -289,7 +289,7 @@ def _place(device: str, dtype: str, packed: bool) -> tuple[str, str]:
 
 def _packed(array: Tensor, device: str, dtype: str, gated: bool) -> PackedWeight:
     if device == "cpu":
-        return ops.pack(array, dtype=cast(ops.WeightType, dtype), gated=gated)
+        return ops.pack(array.to("cpu"), dtype=cast(ops.WeightType, dtype), gated=gated)
     return ops.pack(array.to(device, dtype), gated=gated)
 
 
