@@ -248,7 +248,7 @@ class Bert(nn.Module, EncoderTasks):
                 for name, content in self.sentence_pooling.files(self.config.hidden_size).items()
             }
         if self.tokenizer is not None:
-            files |= self.tokenizer.to_files()
+            files |= self.tokenizer.to_files(token_types=self.config.type_vocab_size > 1)
         save_weights(self, self._sources(), config, folder, files)
 
     def _sources(self) -> dict[str, Source]:

@@ -341,7 +341,8 @@ def _fill(
 ) -> Fill:
     ids = list(encoding.ids)
     ids[place] = token_id
-    return Fill(tokenizer.decode([token_id]), token_id, float(score), tokenizer.decode(ids))
+    token = tokenizer.decode([token_id], skip_special_tokens=False)
+    return Fill(token, token_id, float(score), tokenizer.decode(ids))
 
 
 def _as_scores(logits: FloatVector, config: BertConfig) -> FloatVector:

@@ -331,10 +331,17 @@ class Tokenizer:
         """The content of a tokenizer.json that reads back as this tokenizer."""
         return str(self._tokenizer.to_str())
 
-    def to_files(self) -> dict[str, bytes]:
-        """Files, by name, that `from_checkpoint` and Hugging Face read back as this tokenizer."""
-        config = {f"{name}_token": token for name, token in self.special_tokens.items()}
+    def to_files(self, token_types: bool = False) -> dict[str, bytes]:
+        """Files, by name, that `from_checkpoint` and Hugging Face read back as this tokenizer.
+
+        token_types: the model tells the texts of a pair apart.
+        """
+        config: dict[str, Any] = {
+            f"{name}_token": token for name, token in self.special_tokens.items()
+        }
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if token_types:
+            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         files = {
             TOKENIZER: self.to_json().encode(),
             TOKENIZER_CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
@@ -366,7 +373,14 @@ class Tokenizer:
 
     def _spans(self, first: Any, second: Any, truncated: bool) -> Spans:
         full = self._tokenizer.post_process(first, second)
-        return Spans(full.ids, full.type_ids, truncated, full.sequence_ids, full.offsets)
+        # The library's own sequence_ids are wrong after post_process.
+        own = [0] * len(first) + [1] * (0 if second is None else len(second))
+        added = full.special_tokens_mask
+        if len(added) - sum(added) != len(own):
+            raise CheckpointError("the tokenizer's post-processor changes the tokens of a text")
+        following = iter(own)
+        parts = [None if special else next(following) for special in added]
+        return Spans(full.ids, full.type_ids, truncated, parts, full.offsets)
 
     def _special_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
