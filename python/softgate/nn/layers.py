@@ -18,7 +18,8 @@ class Linear(Module):
     """`activation(x @ weight.T + bias) + residual`, the weight packed for its device.
 
     dtype: how it is stored, see `ops.pack`. gated: the weight's rows, and the bias, are [gate; up],
-    half of out_features each, and the result is `activation(gate) * up + residual`.
+    half of out_features each, and the result is `activation(gate) * up + residual`. grouped: see
+    `Parameter`.
     """
 
     def __init__(
@@ -29,8 +30,11 @@ class Linear(Module):
         *,
         dtype: ops.WeightType = "float32",
         gated: bool = False,
+        grouped: bool = False,
     ) -> None:
-        self.weight = Parameter(out_features, in_features, packed=True, dtype=dtype, gated=gated)
+        self.weight = Parameter(
+            out_features, in_features, packed=True, dtype=dtype, gated=gated, grouped=grouped
+        )
         self.bias = Parameter(out_features, init=0.0) if bias else None
 
     def forward(
@@ -120,7 +124,7 @@ class Attention(Module):
         self.num_heads = num_heads
         self.head_dim = hidden_size // num_heads
         self.window = window
-        self.qkv = Linear(hidden_size, 3 * hidden_size, bias)
+        self.qkv = Linear(hidden_size, 3 * hidden_size, bias, grouped=True)
         self.output = Linear(hidden_size, hidden_size, bias)
 
     def forward(
@@ -151,7 +155,10 @@ class Attention(Module):
 
 
 class FeedForward(Module):
-    """Two products with an activation between them, or `down(activation(gate(x)) * up(x))`."""
+    """Two products with an activation between them, or `down(activation(gate(x)) * up(x))`.
+
+    grouped: of the first one's weight, see `Parameter`.
+    """
 
     def __init__(
         self,
@@ -161,10 +168,11 @@ class FeedForward(Module):
         *,
         gated: bool = False,
         bias: bool = True,
+        grouped: bool = False,
     ) -> None:
         self.activation = activation
         width = 2 * intermediate_size if gated else intermediate_size
-        self.up = Linear(hidden_size, width, bias, gated=gated)
+        self.up = Linear(hidden_size, width, bias, gated=gated, grouped=grouped)
         self.down = Linear(intermediate_size, hidden_size, bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
