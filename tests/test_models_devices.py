@@ -270,11 +270,11 @@ def test_to_where_it_cannot_go(device, monkeypatch):
         model.to("tpu")
     pack, packed = ops.pack, []
 
-    def no_room(weight: softgate.Tensor) -> Any:
+    def no_room(weight: softgate.Tensor, **options: Any) -> Any:
         packed.append(weight)
         if len(packed) == 3:
             raise MemoryError
-        return pack(weight)
+        return pack(weight, **options)
 
     monkeypatch.setattr(ops, "pack", no_room)
     with pytest.raises(MemoryError):

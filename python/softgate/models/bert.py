@@ -390,9 +390,12 @@ class Bert(nn.Module, EncoderTasks):
         self._check_longest(offsets.longest)
         first = 0 if self.config.position_pad_id is None else self.config.position_pad_id + 1
         places = positions(np.diff(offsets.numpy())) + first
+        if token_type_ids is not None:
+            return self._for_tables(
+                input_ids, Tensor(places).to(self.device), token_type_ids
+            ), offsets
         together = Tensor(np.stack([places, np.zeros_like(places)])).to(self.device)
-        types = together[1] if token_type_ids is None else token_type_ids
-        return self._for_tables(input_ids, together[0], types), offsets
+        return self._for_tables(input_ids, together[0], together[1]), offsets
 
     def _uploaded(self, batch: Packed) -> tuple[Tensor, ...]:
         """The ids that `_states` takes, in one upload."""

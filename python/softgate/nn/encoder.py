@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from softgate import ops
 from softgate._core import SequenceOffsets, Tensor
 from softgate.nn.layers import Attention
-from softgate.nn.module import Module, Parameter
+from softgate.nn.module import FloatArray, Module, Parameter
 
 
 class RotaryAttention(Attention):
@@ -64,12 +65,15 @@ class RelativeBias(Module):
         self.weight = Parameter(rows, num_heads)
         self.num_buckets = num_buckets
         self.reach = reach
+        self._fetched: tuple[Any, FloatArray] = (None, np.empty((0, 0), dtype=np.float32))
 
     def forward(self, length: int) -> Tensor:
         """A mask for `ops.attention` of sequences up to this length:
         float32 `[1, num_heads, length, length]`."""
+        if self._fetched[0] is not self.weight.value:  # from a device once, not in every forward
+            self._fetched = self.weight.value, self.weight.numpy()
         distances = np.arange(1 - length, length)
-        by_distance = self.weight.numpy()[self.buckets(distances)].T
+        by_distance = self._fetched[1][self.buckets(distances)].T
         # Row i is the distances from -i on: windows over them, the last one first.
         windows = np.lib.stride_tricks.sliding_window_view(by_distance, length, axis=1)[:, ::-1]
         mask = np.ascontiguousarray(windows[None], dtype=np.float32)
