@@ -1,10 +1,10 @@
-"""The command line: `softgate generate`, `chat`, `score`, `embed` and `info`."""
+"""The command line: `softgate generate`, `chat`, `score`, `embed`, `tokens` and `info`."""
 
 from __future__ import annotations
 
 import click
 
-from softgate.cli import chat, embed, generate, info, score
+from softgate.cli import chat, embed, generate, info, score, tokens
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,4 +20,5 @@ main.add_command(generate.generate)
 main.add_command(chat.chat)
 main.add_command(score.score)
 main.add_command(embed.embed)
+main.add_command(tokens.tokens)
 main.add_command(info.info)
