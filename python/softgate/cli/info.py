@@ -13,6 +13,8 @@ from softgate.cli.common import failures
 if TYPE_CHECKING:
     from softgate.models.bert import Bert
     from softgate.models.gpt import Gpt
+    from softgate.models.recurrent_lm import RecurrentLM
+    from softgate.models.seq2seq import Seq2Seq
 
 
 @click.command()
@@ -32,9 +34,12 @@ def info(spec: str | None) -> None:
             click.echo(f"{name:<12}{value}")
 
 
-def _describe(spec: str, model: Bert | Gpt) -> list[tuple[str, str]]:
+def _describe(spec: str, model: Bert | Gpt | RecurrentLM | Seq2Seq) -> list[tuple[str, str]]:
+    from softgate.models.bert import Bert
     from softgate.models.gpt import Gpt
 
+    if not isinstance(model, Bert | Gpt):
+        return _describe_recurrent(spec, model)
     config = model.config
     if isinstance(model, Gpt):
         family, dtype, further = model.config.model_type, _weight_types(model), []
@@ -52,6 +57,20 @@ def _describe(spec: str, model: Bert | Gpt) -> list[tuple[str, str]]:
         ("dtype", dtype),
         ("max length", str(model.max_length)),
         *further,
+    ]
+
+
+def _describe_recurrent(spec: str, model: RecurrentLM | Seq2Seq) -> list[tuple[str, str]]:
+    config = model.config
+    return [
+        ("model", spec),
+        ("family", config.MODEL_TYPE),
+        ("cell", config.cell),
+        ("layers", str(config.num_layers)),
+        ("vocabulary", str(config.vocab_size)),
+        ("parameters", f"{model.num_parameters():,}"),
+        ("memory", f"{model.nbytes() / 2**20:.1f} MiB"),
+        ("dtype", "float32"),
     ]
 
 
