@@ -10,6 +10,7 @@ import numpy as np
 
 from softgate.generation.beam import BeamSearch, FloatArray, Hypothesis, IntArray, search
 from softgate.generation.decoding import CHUNK, Ids
+from softgate.generation.text import TextStream
 
 if TYPE_CHECKING:
     from softgate.generation.model import LanguageModel
@@ -50,7 +51,7 @@ def branch(cache: Any, parents: IntArray) -> IntArray:
     from.
     """
     needed = set(parents.tolist())
-    free = iter([row for row in range(cache.batch) if row not in needed])
+    free = iter([row for row in range(len(cache.lengths)) if row not in needed])
     rows = []
     for parent in parents.tolist():
         if parent in needed:
@@ -74,6 +75,6 @@ def _read(model: LanguageModel, prompts: Sequence[Ids], cache: Any, rows: IntArr
 
 
 def _text(tokenizer: Tokenizer, found: Hypothesis, ends: Sequence[int]) -> str:
-    stream = tokenizer.decode_stream(continues=True)
+    stream = TextStream(tokenizer)
     ids = found.token_ids[:-1] if found.token_ids[-1] in ends else found.token_ids
-    return stream.feed(ids)
+    return "".join([stream.push(token) for token in ids]) + stream.finish()
