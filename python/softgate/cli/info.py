@@ -35,10 +35,11 @@ def info(spec: str | None) -> None:
 
 
 def _describe(spec: str, model: Bert | Gpt | RecurrentLM | Seq2Seq) -> list[tuple[str, str]]:
-    from softgate.models.bert import Bert
     from softgate.models.gpt import Gpt
+    from softgate.models.recurrent_lm import RecurrentLM
+    from softgate.models.seq2seq import Seq2Seq
 
-    if not isinstance(model, Bert | Gpt):
+    if isinstance(model, RecurrentLM | Seq2Seq):
         return _describe_recurrent(spec, model)
     config = model.config
     if isinstance(model, Gpt):

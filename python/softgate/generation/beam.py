@@ -8,7 +8,7 @@ and how it scores is as in Hugging Face's `generate`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -124,84 +124,102 @@ class Hypothesis:
     text: str = ""
 
 
-@dataclass
-class _Beam:
-    """An unfinished text; row: its place in the last call of the model."""
-
-    tokens: list[int]
-    logprob: np.float32
-    row: int
-
-
-@dataclass
 class _Search:
-    """The search for the texts of one prompt."""
+    """The search for the texts of several prompts, step by step.
 
-    prompt: list[int]
-    settings: BeamSearch
-    stop_tokens: frozenset[int]
-    beams: list[_Beam]
-    finished: list[Hypothesis] = field(default_factory=list)
-    is_done: bool = False
+    places: the prompts whose search goes on, n of them. scores: log-probabilities of their
+    unfinished texts, the best first, `[n, beams]`, -inf where there is none. tokens: those texts,
+    `[n, beams, length]`. finished: the best finished texts of each prompt, the best first.
+    """
 
-    def extend(self, logprobs: FloatArray) -> None:
-        """Replace the beams by their best continuations. logprobs: `[all rows, vocab]`."""
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], settings: BeamSearch, stop_tokens: Sequence[int]
+    ) -> None:
+        self.settings = settings
+        self.prompts = [list(prompt) for prompt in prompts]
+        self.stop_tokens = sorted(set(map(int, stop_tokens)))
+        self.places = np.arange(len(prompts))
+        self.scores = np.zeros((len(prompts), 1), np.float32)
+        self.tokens: IntArray = np.empty((len(prompts), 1, 0), np.int32)
+        self.finished: list[list[Hypothesis]] = [[] for _ in prompts]
+
+    def extend(self, logprobs: FloatArray) -> tuple[IntArray, IntArray]:
+        """Replace the texts by their best continuations.
+
+        logprobs: of what may follow each, `[n * beams, vocab]`, which is overwritten. Gives the
+        last tokens of the texts that go on, and the rows of `logprobs` that they continue.
+        """
         settings = self.settings
-        own = np.stack([self._allowed(beam, logprobs[beam.row]) for beam in self.beams])
-        total = own + np.array([beam.logprob for beam in self.beams])[:, None]
-        vocab = total.shape[1]
+        n, beams = self.scores.shape
+        vocab = logprobs.shape[1]
+        self._forbid(logprobs)
+        total = logprobs.reshape(n, beams, vocab) + self.scores[:, :, None]
         # As many as leave num_beams unfinished ones whatever ends.
         count = max(2, 1 + len(self.stop_tokens)) * settings.num_beams
-        length = len(self.beams[0].tokens) + 1
-        is_last = length == settings.max_new_tokens
-        beams: list[_Beam] = []
-        for rank, place in enumerate(best(total.ravel(), count)):
-            beam, token = self.beams[place // vocab], int(place % vocab)
-            logprob = total.flat[place]
-            tokens = [*beam.tokens, token]
-            if token not in self.stop_tokens and not is_last:
-                if len(beams) < settings.num_beams:
-                    beams.append(_Beam(tokens, logprob, beam.row))
-            elif rank < settings.num_beams:
-                score = float(logprob) / length**settings.length_penalty
-                self.finished.append(Hypothesis(tokens, score, float(logprob)))
-        self.finished.sort(key=lambda found: -found.score)  # stable: the earlier of equals first
-        del self.finished[settings.num_beams :]
-        self.beams = beams
-        self.is_done = is_last or not beams or self._cannot_improve(length)
+        scores, chosen = largest(total.reshape(n, -1), count)
+        parents, tokens = np.divmod(chosen, vocab)
+        is_end = np.isin(tokens, self.stop_tokens)
+        if self.tokens.shape[2] + 1 == settings.max_new_tokens:
+            is_end[:] = True
+        self._finish(is_end & (scores > -np.inf), scores, parents, tokens)
+        going_on = np.argsort(is_end, axis=1, kind="stable")[:, : settings.num_beams]
+        scores[is_end] = -np.inf
+        scores, parents, tokens = (
+            np.take_along_axis(array, going_on, axis=1) for array in (scores, parents, tokens)
+        )
+        rows = parents + beams * np.arange(n)[:, None]
+        before = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
+        texts = np.concatenate([before, tokens[:, :, None].astype(np.int32)], axis=2)
+        kept = [i for i in range(n) if not self._is_done(i, float(scores[i, 0]), texts.shape[2])]
+        self.places, self.scores, self.tokens = self.places[kept], scores[kept], texts[kept]
+        return self.tokens[:, :, -1].ravel(), rows[kept].ravel().astype(np.int32)
 
-    def _cannot_improve(self, length: int) -> bool:
+    def _finish(
+        self, is_end: npt.NDArray[np.bool_], scores: FloatArray, parents: Any, tokens: Any
+    ) -> None:
+        """Keep the best of the texts that have just ended."""
         settings = self.settings
-        if len(self.finished) < settings.num_beams:
+        length = self.tokens.shape[2] + 1
+        for i, rank in np.argwhere(is_end[:, : settings.num_beams]):
+            ids = [*self.tokens[i, parents[i, rank]].tolist(), int(tokens[i, rank])]
+            logprob = float(scores[i, rank])
+            found = self.finished[self.places[i]]
+            found.append(Hypothesis(ids, logprob / length**settings.length_penalty, logprob))
+            found.sort(key=lambda one: -one.score)  # stable: the earlier of equals first
+            del found[settings.num_beams :]
+
+    def _is_done(self, i: int, best_logprob: float, length: int) -> bool:
+        """Can the texts of the i-th prompt not get better?"""
+        settings, found = self.settings, self.finished[self.places[i]]
+        if best_logprob == -np.inf:
+            return True
+        if len(found) < settings.num_beams:
             return False
         if settings.early_stopping is True:
             return True
         if settings.early_stopping == "never" and settings.length_penalty > 0:
             length = settings.max_new_tokens
-        best_score = float(self.beams[0].logprob) / length**settings.length_penalty
-        return bool(best_score <= self.finished[-1].score)
+        return bool(best_logprob / length**settings.length_penalty <= found[-1].score)
 
-    def _allowed(self, beam: _Beam, logprobs: FloatArray) -> FloatArray:
-        """-inf for what may not follow."""
-        settings = self.settings
-        forced = None
-        if not beam.tokens:
-            forced = settings.first_token
-        if len(beam.tokens) == settings.max_new_tokens - 1 and settings.last_token is not None:
+    def _forbid(self, logprobs: FloatArray) -> None:
+        """Set to -inf what may not follow."""
+        settings, length = self.settings, self.tokens.shape[2]
+        forced = settings.first_token if length == 0 else None
+        if length == settings.max_new_tokens - 1 and settings.last_token is not None:
             forced = settings.last_token
         if forced is not None:
-            only = np.full_like(logprobs, -np.inf)
-            only[forced] = 0
-            return only
-        forbidden = self._forbidden(self.prompt + beam.tokens)
-        if len(beam.tokens) < settings.min_new_tokens:
-            forbidden += self.stop_tokens
-        if forbidden:
-            logprobs = logprobs.copy()
-            logprobs[forbidden] = -np.inf
-        return logprobs
+            logprobs[:] = -np.inf
+            logprobs[:, forced] = 0
+            return
+        if settings.no_repeat_ngram or settings.banned:
+            beams = self.scores.shape[1]
+            for row, text in enumerate(self.tokens.reshape(len(logprobs), length).tolist()):
+                prompt = self.prompts[self.places[row // beams]]
+                logprobs[row, self._completing(prompt + text)] = -np.inf
+        if length < settings.min_new_tokens:
+            logprobs[:, self.stop_tokens] = -np.inf
 
-    def _forbidden(self, tokens: list[int]) -> list[int]:
+    def _completing(self, tokens: list[int]) -> list[int]:
         """Tokens that would complete an n-gram that came before, or a banned sequence."""
         found = []
         size = self.settings.no_repeat_ngram
@@ -231,26 +249,14 @@ def search(
     first: what may follow each prompt, `[prompts, vocab]`; advance: what may follow then. A prompt
     whose search has ended has no more rows. A text's result does not depend on the other prompts.
     """
-    ends = frozenset(map(int, stop_tokens))
-    settings.check_vocabulary(first.shape[1], sorted(ends))
-    searches = [
-        _Search(list(prompt), settings, ends, [_Beam([], np.float32(0), row)])
-        for row, prompt in enumerate(prompts)
-    ]
-    running, logits = searches, first
-    while True:
-        logprobs = log_softmax(logits)
-        for one in running:
-            one.extend(logprobs)
-        running = [one for one in running if not one.is_done]
-        beams = [beam for one in running for beam in one.beams]
-        if not beams:
-            return [one.finished[: settings.num_return] for one in searches]
-        tokens = np.array([beam.tokens[-1] for beam in beams], dtype=np.int32)
-        parents = np.array([beam.row for beam in beams], dtype=np.int32)
-        for row, beam in enumerate(beams):
-            beam.row = row
-        logits = advance(tokens, parents)
+    settings.check_vocabulary(first.shape[1], stop_tokens)
+    state = _Search(prompts, settings, stop_tokens)
+    logits = first
+    while len(state.places):
+        tokens, parents = state.extend(log_softmax(logits))
+        if len(tokens):
+            logits = advance(tokens, parents)
+    return [found[: settings.num_return] for found in state.finished]
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:
@@ -260,12 +266,13 @@ def log_softmax(logits: FloatArray) -> FloatArray:
     return logprobs
 
 
-def best(values: FloatArray, count: int) -> npt.NDArray[np.int64]:
-    """Places of the `count` largest values above -inf, largest first, the first of equals first."""
-    if len(values) > count:
-        least = np.partition(values, len(values) - count)[len(values) - count]
-        places = np.flatnonzero(values >= least)
+def largest(values: FloatArray, count: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """The `count` largest values of each row, largest first, and where they are; all if there are
+    fewer. Which of equals come is a function of the row alone."""
+    if count < values.shape[1]:
+        chosen = np.argpartition(values, -count, axis=1)[:, -count:]
     else:
-        places = np.arange(len(values))
-    places = places[values[places] > -np.inf]
-    return places[np.argsort(-values[places], kind="stable")][:count]
+        chosen = np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    found = np.take_along_axis(values, chosen, axis=1)
+    order = np.lexsort((chosen, -found), axis=1)
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(chosen, order, axis=1)

@@ -284,19 +284,25 @@ class Seq2Seq(nn.Module):
         return Encoded(memory, DecoderState(hidden, feed), source.cu_seqlens)
 
     def step(
-        self, tokens: IntArray, state: DecoderState, memory: nn.Memory | None
+        self,
+        tokens: IntArray,
+        state: DecoderState,
+        memory: nn.Memory | None,
+        cu_queries: IntArray | None = None,
     ) -> tuple[FloatArray, DecoderState, FloatArray | None]:
         """One token of each sequence: logits `[batch, target_vocab_size]`, the state after it, and
-        attention weights as `nn.SourceAttention` gives them. memory: of each sequence's source."""
+        attention weights as `nn.SourceAttention` gives them. cu_queries: where the sequences of
+        each of the memory's sources start, by default one of each."""
         offsets = np.arange(len(tokens) + 1, dtype=np.int32)
-        return self._steps(_rows(self.target_embedding, tokens), offsets, state, memory)
+        x = _rows(self.target_embedding, tokens)
+        return self._steps(x, offsets, state, memory, offsets if cu_queries is None else cu_queries)
 
     def generate(
         self,
         sources: Sequence[Sequence[int] | str],
         beams: BeamSearch | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int = 128,
         **settings: Any,
     ) -> list[list[Hypothesis]]:
         """The best targets of each source, the best first, by beam search.
@@ -364,10 +370,13 @@ class Seq2Seq(nn.Module):
 
         def advance(tokens: IntArray, parents: IntArray) -> FloatArray:
             nonlocal state, chosen, memory
-            before, chosen = chosen, chosen[parents]
-            if encoded.memory is not None and not np.array_equal(before, chosen):
-                memory = encoded.memory.of(chosen)
-            logits, state, _ = self.step(tokens, state.rows(parents), memory)
+            chosen = chosen[parents]
+            sources, counts = np.unique(chosen, return_counts=True)
+            if memory is not None and len(sources) < len(memory.cu_seqlens) - 1:
+                assert encoded.memory is not None
+                memory = encoded.memory.of(sources)
+            cu_queries = np.concatenate([[0], np.cumsum(counts)])
+            logits, state, _ = self.step(tokens, state.rows(parents), memory, cu_queries)
             return logits
 
         bos = self.config.bos_token_id
@@ -399,10 +408,8 @@ class Seq2Seq(nn.Module):
         x = _rows(self.target_embedding, target.ids)
         if self.attention is None or (config.attention_at == "after" and not config.input_feeding):
             # No step needs what attention gave the one before.
-            memory = encoded.memory
-            if memory is not None:
-                memory = memory.of(np.repeat(np.arange(len(target.lengths)), target.lengths))
-            logits, _, weights = self._steps(x, target.cu_seqlens, encoded.state, memory)
+            bounds = target.cu_seqlens
+            logits, _, weights = self._steps(x, bounds, encoded.state, encoded.memory, bounds)
             return logits, weights
         assert encoded.memory is not None
         lengths = target.lengths
@@ -417,7 +424,7 @@ class Seq2Seq(nn.Module):
             rows = target.cu_seqlens[going] + t
             offsets = np.arange(len(going) + 1, dtype=np.int32)
             state = state.rows(slice(len(going)))
-            logits[rows], state, weights = self._steps(x[rows], offsets, state, memory)
+            logits[rows], state, weights = self._steps(x[rows], offsets, state, memory, offsets)
             assert weights is not None
             for row, part in zip(rows, np.split(weights, memory.cu_seqlens[1:-1]), strict=True):
                 parts[row] = part
@@ -425,20 +432,21 @@ class Seq2Seq(nn.Module):
 
     def _steps(
         self, x: FloatArray, cu_seqlens: npt.NDArray[np.int32], state: DecoderState,
-        memory: nn.Memory | None,
+        memory: nn.Memory | None, cu_queries: IntArray,
     ) -> tuple[FloatArray, DecoderState, FloatArray | None]:  # fmt: skip
         """Tokens x, `[total_tokens, embedding_size]`, of each sequence: one, where a step needs
-        what attention gave the one before. memory: of each token's source."""
+        what attention gave the one before. cu_queries: where those of each source of the memory
+        start."""
         weights = context = None
         before = self.config.attention_at == "before"
         if self.attention is not None and before:
-            context, weights = self.attention(state.hidden[0][-1], memory)
+            context, weights = self.attention(state.hidden[0][-1], memory, cu_queries)
             x = np.concatenate([x, context], axis=1)
         if state.feed is not None:
             x = np.concatenate([x, state.feed], axis=1)
         y, hidden = along(self.decoder, x, cu_seqlens, state.hidden)
         if self.attention is not None and not before:
-            context, weights = self.attention(y, memory)
+            context, weights = self.attention(y, memory, cu_queries)
         if context is not None:
             y = np.concatenate([y, context], axis=1)
         if self.attentional is not None:

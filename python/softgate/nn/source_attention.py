@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from softgate import ops
 from softgate.nn.layers import Linear
 from softgate.nn.module import FloatArray, Module
 
-IntArray = npt.NDArray[np.integer]
+IntArray = npt.NDArray[np.integer[Any]]
 SourceAttentionKind = Literal["additive", "dot", "general", "concat"]
 
-# Numbers in one intermediate array: queries are taken in as many turns as keep to it.
+# Numbers in one intermediate array, which is taken in parts that keep to it.
 _MOST_NUMBERS = 1 << 22
 
 
@@ -29,7 +29,7 @@ class Memory:
     cu_seqlens: IntArray
 
     def of(self, sources: IntArray) -> Memory:
-        """The memory of each of `sources`, in which one may come several times."""
+        """The memory of some of the sources."""
         lengths = np.diff(self.cu_seqlens)[sources]
         cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
         shift = self.cu_seqlens[sources] - cu_seqlens[:-1]
@@ -72,44 +72,57 @@ class SourceAttention(Module):
         keys = values if self.key is None else self.key(values)
         return Memory(values, keys, cu_seqlens)
 
-    def forward(self, query: FloatArray, memory: Memory) -> tuple[FloatArray, FloatArray]:
-        """Contexts and weights, one source for each query.
+    def forward(
+        self, query: FloatArray, memory: Memory, cu_queries: IntArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Contexts and weights of each query, in its source.
 
-        query: `[rows, query_size]`; memory: of as many sources. Gives `[rows, memory_size]` and
-        the weights of each row after those of the one before, `[total_tokens]`.
+        query: `[rows, query_size]`, those of a source next to each other; cu_queries:
+        `[batch + 1]`, where each source's start. Gives `[rows, memory_size]`, and the weights of each row, as many
+        as its source has tokens, after those of the row before.
         """
         q = query if self.query is None else self.query(query)
-        bounds = memory.cu_seqlens
-        contexts, weights = [], []
-        for start, stop in self._turns(bounds, memory.keys.shape[1]):
-            part = slice(bounds[start], bounds[stop])
-            firsts = bounds[start:stop] - bounds[start]
-            lengths = np.diff(bounds[start : stop + 1])
-            scores = self._scores(np.repeat(q[start:stop], lengths, axis=0), memory.keys[part])
-            scores -= np.repeat(np.maximum.reduceat(scores, firsts), lengths)
+        counts = np.diff(cu_queries)
+        contexts = np.empty((len(q), memory.values.shape[1]), np.float32)
+        bounds = np.concatenate([[0], np.cumsum(counts * np.diff(memory.cu_seqlens))])
+        weights = np.empty(bounds[-1], np.float32)
+        for start, stop in _alike(counts, np.diff(memory.cu_seqlens)):
+            shape = (stop - start, counts[start])
+            tokens = slice(memory.cu_seqlens[start], memory.cu_seqlens[stop])
+            rows = slice(cu_queries[start], cu_queries[stop])
+            if rows.start == rows.stop:
+                continue
+            k = memory.keys[tokens].reshape(shape[0], -1, memory.keys.shape[1])
+            v = memory.values[tokens].reshape(shape[0], -1, memory.values.shape[1])
+            scores = self._scores(q[rows].reshape(*shape, -1), k)
+            scores -= scores.max(axis=2, keepdims=True)
             np.exp(scores, out=scores)
-            scores /= np.repeat(np.add.reduceat(scores, firsts), lengths)
-            contexts.append(np.add.reduceat(scores[:, None] * memory.values[part], firsts, axis=0))
-            weights.append(scores)
-        return np.concatenate(contexts), np.concatenate(weights)
+            scores /= scores.sum(axis=2, keepdims=True)
+            contexts[rows] = np.matmul(scores, v).reshape(rows.stop - rows.start, -1)
+            weights[bounds[start] : bounds[stop]] = scores.ravel()
+        return contexts, weights
 
     def _scores(self, q: FloatArray, k: FloatArray) -> FloatArray:
-        """One for each row. q is overwritten."""
+        """q: `[sources, queries, size]`, k: `[sources, tokens, size]`, the result:
+        `[sources, queries, tokens]`."""
         if self.score is None:
-            q *= k
-            summed: FloatArray = q.sum(axis=1)
-            return summed
-        q += k
-        scores: FloatArray = ops.linear(np.tanh(q, out=q), self.score.weight.value)
-        return scores[:, 0]
+            scores: FloatArray = np.matmul(q, k.transpose(0, 2, 1))
+            return scores
+        (v,) = self.score.weight.numpy()
+        scores = np.empty((*q.shape[:2], k.shape[1]), np.float32)
+        # As many sources, or queries of one, as keep the sums of all pairs to a size.
+        sources = max(1, _MOST_NUMBERS // (q.shape[1] * k[0].size))
+        queries = max(1, _MOST_NUMBERS // k[0].size)
+        for i in range(0, len(q), sources):
+            for j in range(0, q.shape[1], queries):
+                part = (slice(i, i + sources), slice(j, j + queries))
+                hidden = q[part][:, :, None] + k[part[0], None]
+                scores[part] = np.matmul(np.tanh(hidden, out=hidden), v)
+        return scores
 
-    def _turns(self, bounds: IntArray, size: int) -> list[tuple[int, int]]:
-        """Ranges of rows whose arrays keep to a size, or of one row."""
-        turns, start = [], 0
-        rows = len(bounds) - 1
-        while start < rows:
-            most = bounds[start] + _MOST_NUMBERS // size
-            stop = max(start + 1, int(np.searchsorted(bounds, most, side="right")) - 1)
-            turns.append((start, min(stop, rows)))
-            start = turns[-1][1]
-        return turns
+
+def _alike(counts: IntArray, lengths: IntArray) -> list[tuple[int, int]]:
+    """Ranges of sources with as many queries and tokens each."""
+    changes = np.flatnonzero((np.diff(counts) != 0) | (np.diff(lengths) != 0)) + 1
+    edges = [0, *changes.tolist(), len(counts)]
+    return list(itertools.pairwise(edges))
