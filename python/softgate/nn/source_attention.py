@@ -78,8 +78,8 @@ class SourceAttention(Module):
         """Contexts and weights of each query, in its source.
 
         query: `[rows, query_size]`, those of a source next to each other; cu_queries:
-        `[batch + 1]`, where each source's start. Gives `[rows, memory_size]`, and the weights of each row, as many
-        as its source has tokens, after those of the row before.
+        `[batch + 1]`, where each source's start. Gives `[rows, memory_size]`, and the weights of
+        each row, as many as its source has tokens, after those of the row before.
         """
         q = query if self.query is None else self.query(query)
         counts = np.diff(cu_queries)
