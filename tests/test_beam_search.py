@@ -43,6 +43,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"length_penalty": 2.5, "early_stopping": "never"},
     ),
     "short texts": ({"length_penalty": -1.0}, {"length_penalty": -1.0}),
+    "short texts, never": (
+        {"length_penalty": -1.0, "early_stopping": "never"},
+        {"length_penalty": -1.0, "early_stopping": "never"},
+    ),
     "min length": ({"min_new_tokens": 6}, {"min_new_tokens": 6}),
     "no bigram twice": ({"no_repeat_ngram": 2}, {"no_repeat_ngram_size": 2}),
     "no token twice": ({"no_repeat_ngram": 1}, {"no_repeat_ngram_size": 1}),
@@ -198,6 +202,23 @@ def test_everything_may_be_forbidden() -> None:
     assert only.token_ids == [3]
     none = search([[0]], settings, [], logits[:, :3], lambda tokens, parents: logits)
     assert none == [[]]
+
+
+def test_never_goes_by_the_present_length_where_short_texts_are_favoured() -> None:
+    shares = {0: [0.73, 0.07, 0.2], 1: [0.34, 0.33, 0.33]}  # after the first step, by last token
+    steps = iter([shares, dict.fromkeys((0, 1), [0.01, 0.01, 0.98]), shares, shares])
+
+    def advance(tokens: Any, parents: Any) -> Any:
+        after = next(steps)
+        return np.log(np.array([after[int(token)] for token in tokens], np.float32))
+
+    settings = BeamSearch(
+        num_beams=2, num_return=2, max_new_tokens=10, length_penalty=-1.0, early_stopping="never"
+    )
+    first = np.log(np.array([[0.6, 0.1, 0.3]], np.float32))
+    (found,) = search([[0]], settings, [2], first, advance)
+    # Ending the second text after three tokens is better than after two.
+    assert [one.token_ids for one in found] == [[2], [0, 0, 2]]
 
 
 # Refusals

@@ -95,6 +95,13 @@ def test_small_ranks(small: Path, encoding: str) -> None:
         assert tokenizer.decode(expected) == text
 
 
+def test_a_word_may_be_a_token_that_no_joins_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "ranks").write_bytes(b"\n".join(rank_lines([b"xyz"])))
+    tokenizer = Tokenizer.from_tiktoken(tmp_path / "ranks", "r50k_base")
+    assert tokenizer.tokens("xyz") == ["xyz"]
+    assert tokenizer.tokens("wxyz") == ["w", "x", "y", "z"]
+
+
 def test_ranks_survive_saving(small: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_tiktoken(small, "cl100k_base")
     tokenizer.save(tmp_path / "saved")

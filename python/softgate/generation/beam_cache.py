@@ -33,7 +33,9 @@ def search_with_cache(
         nonlocal rows
         rows = branch(cache, rows[parents])
         offsets = np.arange(len(tokens) + 1, dtype=np.int32)
-        logits: FloatArray = model(tokens, offsets, cache, rows=rows, logits="last").numpy()
+        logits: FloatArray = (
+            model(tokens, offsets, cache, rows=rows, logits="last").to("cpu").numpy()
+        )
         return logits
 
     first = _read(model, prompts, cache, rows)
@@ -70,7 +72,7 @@ def _read(model: LanguageModel, prompts: Sequence[Ids], cache: Any, rows: IntArr
     for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         for start in range(0, len(prompt), CHUNK):
             logits = model(prompt[start : start + CHUNK], None, cache, rows=[row], logits="last")
-        first[index] = logits.numpy()[0]
+        first[index] = logits.to("cpu").numpy()[0]
     return first
 
 

@@ -14,8 +14,8 @@ from softgate._core import Tensor
 from softgate.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from softgate.checkpoint.names import check_shapes
 from softgate.generation import LanguageModel
-from softgate.models.packing import check_packed
 from softgate.models.recurrent_config import CELLS, Cell, RecurrentConfig, along
+from softgate.models.sequences import check_packed
 from softgate.text import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]

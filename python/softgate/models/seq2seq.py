@@ -19,8 +19,8 @@ from softgate.checkpoint.names import check_shapes
 from softgate.generation.beam import BeamSearch, Hypothesis, search
 from softgate.generation.score import Score
 from softgate.generation.settings import replaced
-from softgate.models.packing import Batch, PackedIds, pack_ids
 from softgate.models.recurrent_config import CELLS, Cell, RecurrentConfig, along
+from softgate.models.sequences import Batch, PackedIds, pack_ids
 from softgate.text import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
