@@ -1,11 +1,11 @@
-"""The command line: `softgate generate`, `chat`, `score`, `embed`, `fill-mask`,
-`classify` and `info`."""
+"""The command line: `softgate generate`, `chat`, `score`, `embed`, `fill-mask`, `classify`,
+`tokens` and `info`."""
 
 from __future__ import annotations
 
 import click
 
-from softgate.cli import chat, classify, embed, fill_mask, generate, info, score
+from softgate.cli import chat, classify, embed, fill_mask, generate, info, score, tokens
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,4 +23,5 @@ main.add_command(score.score)
 main.add_command(embed.embed)
 main.add_command(fill_mask.fill_mask)
 main.add_command(classify.classify)
+main.add_command(tokens.tokens)
 main.add_command(info.info)
