@@ -378,10 +378,10 @@ def test_bad_config(folder: Path) -> None:
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "other.safetensors"])
+@pytest.mark.parametrize("name", ["model.bin", "other.safetensors"])
 def test_other_weights_are_named(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
-    with pytest.raises(CheckpointError, match=f"only {name}; softgate reads safetensors"):
+    with pytest.raises(CheckpointError, match=f"index of such files, only {name}"):
         open_checkpoint(folder)
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import softgate
 from weights import minilm, smollm2  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
@@ -38,12 +39,24 @@ def test_ci_runs_the_commands_of_the_readme(start):
 
 
 def test_shapes_that_the_readme_states(minilm):  # noqa: F811
-    (example,) = [code for code in EXAMPLES if "output_attentions" in code]
+    (example,) = [code for code in EXAMPLES if "model.encode" in code]
     scope: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), scope)
     assert scope["vectors"].shape == (2, 384)
     assert scope["output"].last_hidden_state.shape == (7, 384)
     assert scope["output"].attentions[0].shape == (2, 12, 4, 4)
+
+
+def test_what_the_encoder_example_states(minilm, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    (example,) = [code for code in EXAMPLES if "fill_mask" in code]
+    scope: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert len(scope["fills"]) == 3
+    assert [set(one.scores) for one in scope["labels"]] == [{"dull", "bright"}] * 2
+    again = softgate.load("colours")
+    assert again.dtype == "int8"
+    assert again.config == scope["model"].config
 
 
 def test_shapes_that_the_recurrent_example_states():
@@ -67,3 +80,11 @@ def test_shapes_that_the_gpt_examples_state(smollm2, tmp_path, monkeypatch):  # 
         compile(random + "\nlogits = model([1, 2, 3, 4, 5], [0, 2, 5])", "README.md", "exec"), scope
     )
     assert scope["logits"].shape == (5, 1000)
+
+
+def test_shapes_that_the_recurrent_models_state(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = [code for code in EXAMPLES if "Seq2SeqConfig(" in code]
+    scope: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["output"].attentions[0].shape == (3, 2)

@@ -63,7 +63,7 @@ def load_with(method: str, spec: str, **options: Any) -> Any:
     except (TypeError, RuntimeError) as error:  # a dtype or a device that there is not
         raise ValueError(str(error)) from None
     if not hasattr(model, method):
-        kind = {"encode": "an encoder", "generate": "a language model"}[method]
+        kind = "a language model" if method == "generate" else "an encoder"
         raise ValueError(f"{spec} is a {type(model).__name__}, expected {kind}")
     return model
 

@@ -13,6 +13,8 @@ from softgate.cli.common import failures
 if TYPE_CHECKING:
     from softgate.models.bert import Bert
     from softgate.models.gpt import Gpt
+    from softgate.models.recurrent_lm import RecurrentLM
+    from softgate.models.seq2seq import Seq2Seq
 
 
 @click.command()
@@ -32,30 +34,49 @@ def info(spec: str | None) -> None:
             click.echo(f"{name:<12}{value}")
 
 
-def _describe(spec: str, model: Bert | Gpt) -> list[tuple[str, str]]:
+def _describe(spec: str, model: Bert | Gpt | RecurrentLM | Seq2Seq) -> list[tuple[str, str]]:
     from softgate.models.gpt import Gpt
+    from softgate.models.recurrent_lm import RecurrentLM
+    from softgate.models.seq2seq import Seq2Seq
 
+    if isinstance(model, RecurrentLM | Seq2Seq):
+        return _describe_recurrent(spec, model)
     config = model.config
-    if isinstance(model, Gpt):
-        family, dtype, further = model.config.model_type, _weight_types(model), []
-    else:
-        family, dtype, further = "bert", "float32", [("pooling", str(model.pooling))]
+    further = []
+    if not isinstance(model, Gpt):
+        further = [("pooling", str(model.pooling))]
+        if model.config.task is not None:
+            further.append(("head", model.config.task))
     return [
         ("model", spec),
-        ("family", family),
+        ("family", config.model_type),
         ("layers", str(config.num_hidden_layers)),
         ("hidden", str(config.hidden_size)),
         ("heads", str(config.num_attention_heads)),
         ("vocabulary", str(config.vocab_size)),
         ("parameters", f"{model.num_parameters():,}"),
         ("memory", f"{model.nbytes() / 2**20:.1f} MiB"),
-        ("dtype", dtype),
+        ("dtype", _weight_types(model)),
         ("max length", str(model.max_length)),
         *further,
     ]
 
 
-def _weight_types(model: Gpt) -> str:
+def _describe_recurrent(spec: str, model: RecurrentLM | Seq2Seq) -> list[tuple[str, str]]:
+    config = model.config
+    return [
+        ("model", spec),
+        ("family", config.MODEL_TYPE),
+        ("cell", config.cell),
+        ("layers", str(config.num_layers)),
+        ("vocabulary", str(config.vocab_size)),
+        ("parameters", f"{model.num_parameters():,}"),
+        ("memory", f"{model.nbytes() / 2**20:.1f} MiB"),
+        ("dtype", "float32"),
+    ]
+
+
+def _weight_types(model: Bert | Gpt) -> str:
     """How weights are kept, those that take most memory first."""
     sizes: Counter[str] = Counter()
     for _, parameter in model.named_parameters():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,11 @@ import numpy.typing as npt
 from softgate import nn, ops
 from softgate._core import SequenceOffsets, Tensor
 from softgate.checkpoint import Checkpoint, CheckpointError
+from softgate.checkpoint.gpt import canonical_names, sources
+from softgate.checkpoint.names import Source
 from softgate.generation import LanguageModel
 from softgate.models.gpt_config import ACTIVATIONS, SLIDING, GptConfig
-from softgate.models.gpt_files import load_weights, save_weights
+from softgate.models.weights import load_packed, load_weights, save_weights
 from softgate.text import Tokenizer
 
 IntArray = npt.NDArray[np.int32]
@@ -131,7 +133,13 @@ class Gpt(nn.Module, LanguageModel):
             model = cls(config, seed=None)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.spec}: {error}") from None
-        load_weights(model, config, checkpoint, dtype)
+        if checkpoint.packed:
+            load_packed(model, checkpoint, dtype)
+        else:
+            names = canonical_names(
+                config.model_type, checkpoint.tensors, config.tie_word_embeddings
+            )
+            load_weights(model, model._sources(), names, checkpoint, dtype)
         model.to(device)
         model.tokenizer = Tokenizer.from_checkpoint(checkpoint)
         return model
@@ -142,8 +150,22 @@ class Gpt(nn.Module, LanguageModel):
 
         Raises ValueError when the config differs from what its model_type can say.
         """
+        config = self.config.to_dict()
         files = {} if self.tokenizer is None else self.tokenizer.to_files()
-        save_weights(self, self.config, folder, files)
+        save_weights(self, self._sources(), config, folder, files)
+
+    def _sources(self) -> dict[str, Source]:
+        shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+        config = self.config
+        return sources(config.model_type, shapes, config.num_attention_heads, config.kv_heads)
+
+    def to(self, device: str | None = None, dtype: str | None = None) -> Self:
+        """As `nn.Module.to`. Without a dtype, a device computes in that of the embeddings, or in
+        float32 where these are quantised."""
+        if dtype is None and device not in (None, "cpu"):
+            stored = self.embedding.dtype
+            dtype = self.norm.weight.dtype if stored in _INTEGERS else stored
+        return super().to(device, dtype)
 
     @property
     def max_length(self) -> int:
@@ -309,16 +331,6 @@ class Gpt(nn.Module, LanguageModel):
         """The dtype of all that is not a packed weight."""
         dtype: str = self.norm.weight.value.dtype
         return dtype
-
-    def _dtype_of(self, parameter: nn.Parameter, device: str, dtype: str | None) -> str:
-        """On the CPU only packs have fewer bits; on a device all floats have one dtype."""
-        kept = super()._dtype_of(parameter, device, dtype)
-        if device == "cpu":
-            return kept if parameter.packed else "float32"
-        if parameter.packed and kept in _INTEGERS:
-            return kept
-        floats = (dtype, self.embedding.dtype, self.norm.weight.dtype)
-        return next(name for name in floats if name is not None and name not in _INTEGERS)
 
     def _new_cache(self, num_layers: int, batch: int, capacity: int) -> nn.KVCache:
         config, device = self.config, self.embedding.value.device

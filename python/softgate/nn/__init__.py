@@ -1,10 +1,12 @@
 """Layers: parameters with the operations of `softgate.ops`, composed as in torch."""
 
 from softgate.nn.decoder import CachedAttention, KVCache, Norm, Step, StepGraph
+from softgate.nn.encoder import RelativeBias, RotaryAttention
 from softgate.nn.layers import AddNorm, Attention, Embedding, FeedForward, LayerNorm, Linear
 from softgate.nn.module import FloatArray, Module, Parameter
 from softgate.nn.recurrent import GRU, LSTM, RNN
 from softgate.nn.rope import Rope, RopeConfig
+from softgate.nn.source_attention import Memory, SourceAttention, SourceAttentionKind
 
 __all__ = [
     "GRU",
@@ -19,11 +21,16 @@ __all__ = [
     "KVCache",
     "LayerNorm",
     "Linear",
+    "Memory",
     "Module",
     "Norm",
     "Parameter",
+    "RelativeBias",
     "Rope",
     "RopeConfig",
+    "RotaryAttention",
+    "SourceAttention",
+    "SourceAttentionKind",
     "Step",
     "StepGraph",
 ]

@@ -15,6 +15,7 @@ from softgate._core import PackedWeight, RecurrentWeight, Tensor
 FloatArray = npt.NDArray[np.float32]
 
 _INTEGERS = ("int8", "int4")
+_GROUP = 32  # of ops.pack_groups
 
 # In the order of ops.pack_recurrent.
 RECURRENT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
@@ -25,7 +26,9 @@ class Parameter:
 
     It is kept on `device` in `dtype`, which `Module.to` changes. A packed one is laid out for
     `ops.linear` when it is filled, and only then kept: as `dtype`, which may have fewer bits, and
-    with the rows [gate; up] when `gated`; see `ops.pack`.
+    with the rows [gate; up] when `gated`; see `ops.pack`. A `grouped` one has, as "int8", a scale
+    for each group of 32 columns, if they are a multiple of that, and so has what it is multiplied
+    by: for inputs with columns much larger than the others.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Parameter:
         init: float | None = None,
         dtype: ops.WeightType = "float32",
         gated: bool = False,
+        grouped: bool = False,
     ) -> None:
         self.shape = shape
         self.packed = packed
@@ -42,6 +46,7 @@ class Parameter:
         self.device = "cpu"
         self.dtype: str = dtype
         self.gated = gated
+        self.grouped = grouped
         self.value: Any = None  # Tensor, or PackedWeight when packed
 
     def fill(self, array: FloatArray, dtype: ops.WeightType | None = None) -> None:
@@ -50,9 +55,20 @@ class Parameter:
         array = self._checked(array)
         if self.packed:
             self.dtype = dtype or self.dtype
-            self.value = _packed(Tensor(array), self.device, self.dtype, self.gated)
+            self.value = self.pack(Tensor(array), self.device, self.dtype)
         else:
             self.value = Tensor.empty(self.shape, self.dtype, self.device).copy_(array)
+
+    def pack(self, array: Tensor, device: str, dtype: str) -> PackedWeight:
+        """Its value for `ops.linear`, elsewhere or in another dtype perhaps."""
+        if device != "cpu" and dtype not in _INTEGERS:
+            return ops.pack(array.to(device, dtype), gated=self.gated)
+        array = array.to("cpu", "float32")
+        if self.grouped and dtype == "int8" and array.shape[1] % _GROUP == 0:
+            values, scales = map(Tensor, _in_groups(array.numpy()))
+            return _pack_groups(values, scales, None, 8, device, self.gated)
+        kind = cast(ops.WeightType, dtype)
+        return ops.pack(array.to(device), dtype=kind, gated=self.gated)
 
     def fill_quantized(
         self,
@@ -67,13 +83,9 @@ class Parameter:
             raise ValueError(
                 f"parameter has shape {list(values.shape)}, expected {list(self.shape)}"
             )
-        self.value = _packed_groups(
-            Tensor(values),
-            Tensor(scales),
-            None if minimums is None else Tensor(minimums),
-            bits,
-            self.device,
-            self.gated,
+        offsets = None if minimums is None else Tensor(minimums)
+        self.value = _pack_groups(
+            Tensor(values), Tensor(scales), offsets, bits, self.device, self.gated
         )
         self.dtype = "int4" if bits == 4 else "int8"
 
@@ -148,38 +160,38 @@ class Module:
 
     @property
     def dtype(self) -> str:
-        """Of its first parameter, as `device`."""
-        return next((p.dtype for _, p in self.named_parameters()), "float32")
+        """Of its first packed parameter, or of the first one if there is none, as `device`."""
+        parameters = [parameter for _, parameter in self.named_parameters()]
+        packed = [parameter for parameter in parameters if parameter.packed]
+        return next((parameter.dtype for parameter in packed or parameters), "float32")
 
     def to(self, device: str | None = None, dtype: str | None = None) -> Self:
         """Move all parameters to "cpu", "cuda", "cuda:1" and so on, or to another dtype.
 
         The module itself is changed and returned. On a device other than the CPU dtype may be
-        "float16" or "bfloat16", which activations then have too. Quantised weights keep their
-        integers, bit for bit, whatever the dtype.
+        "float16" or "bfloat16", which activations then have too, while quantised weights keep their
+        integers, bit for bit. On the CPU it says how packed parameters are kept, see `ops.pack`;
+        the others stay float32.
 
-        Raises ValueError for an unknown device, TypeError for a dtype that it does not compute in,
-        MemoryError when there is no room and RuntimeError when this build or machine has no CUDA;
-        the module is then as it was.
+        Raises ValueError for an unknown device and for weights that are quantised already and
+        would be anew, TypeError for a dtype that it does not compute in, MemoryError when there is
+        no room and RuntimeError when this build or machine has no CUDA; the module is then as it
+        was.
         """
         parameters = [parameter for _, parameter in self.named_parameters()]
-        places = [
-            _place(device or p.device, self._dtype_of(p, device or p.device, dtype), p.packed)
-            for p in parameters
-        ]
+        if dtype in _INTEGERS and any(_is_quantized(p.value) for p in parameters):
+            raise ValueError(f"to: dtype is {dtype!r}, but weights are quantised already")
+        some_packed = any(p.packed for p in parameters)
+        places = [_place(parameter, device, dtype, some_packed) for parameter in parameters]
         moved: dict[int, Any] = {}  # some share their value
         for parameter, place in zip(parameters, places, strict=True):
             value = parameter.value
             if value is not None and id(value) not in moved:
-                moved[id(value)] = _moved(value, *place, parameter.gated)
+                moved[id(value)] = _moved(parameter, *place)
         for parameter, place in zip(parameters, places, strict=True):
             parameter.device, parameter.dtype = place
             parameter.value = moved.get(id(parameter.value))
         return self
-
-    def _dtype_of(self, parameter: Parameter, device: str, dtype: str | None) -> str:
-        """What `to(device, dtype)` gives a parameter."""
-        return parameter.dtype if _is_quantized(parameter.value) else dtype or parameter.dtype
 
     def num_parameters(self) -> int:
         """Number of scalar weights."""
@@ -293,26 +305,27 @@ def _numbered(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _place(device: str, dtype: str, packed: bool) -> tuple[str, str]:
-    """As tensors name them; raises for what there is not."""
+def _place(
+    parameter: Parameter, device: str | None, dtype: str | None, some_packed: bool
+) -> tuple[str, str]:
+    """Where it goes, as tensors name that; raises for what there is not."""
+    device = device or parameter.device
     place = Tensor.empty(0, device=device).device
+    has_integers = parameter.packed and parameter.dtype in _INTEGERS
+    if has_integers and dtype is None:
+        return place, parameter.dtype
+    wanted = dtype or parameter.dtype
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
-    if packed:
-        dtypes = get_args(ops.WeightType)
-    elif place == "cpu":
-        dtypes = ("float32",)
-    if dtype not in dtypes:
-        raise TypeError(f"to: dtype is {dtype!r} on {device}, expected one of {list(dtypes)}")
-    return place, dtype
+    if place == "cpu":
+        dtypes = get_args(ops.WeightType) if some_packed else ("float32",)
+    if wanted not in dtypes:
+        raise TypeError(f"to: dtype is {wanted!r} on {device}, expected one of {list(dtypes)}")
+    if place != "cpu":
+        return place, parameter.dtype if has_integers else wanted
+    return place, wanted if parameter.packed else "float32"
 
 
-def _packed(array: Tensor, device: str, dtype: str, gated: bool) -> PackedWeight:
-    if device != "cpu" and dtype not in _INTEGERS:
-        array = array.to(device, dtype)
-    return ops.pack(array.to(device), dtype=cast(ops.WeightType, dtype), gated=gated)
-
-
-def _packed_groups(
+def _pack_groups(
     values: Tensor,
     scales: Tensor,
     minimums: Tensor | None,
@@ -320,20 +333,36 @@ def _packed_groups(
     device: str,
     gated: bool,
 ) -> PackedWeight:
+    """`ops.pack_groups` of tensors that are elsewhere, perhaps."""
     there = None if minimums is None else minimums.to(device)
     return ops.pack_groups(values.to(device), scales.to(device), there, bits=bits, gated=gated)
 
 
-def _moved(value: Any, device: str, dtype: str, gated: bool) -> Any:
+def _in_groups(weight: FloatArray) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """8-bit values, and the scale of each group, to whose largest magnitude it is symmetric."""
+    rows, columns = weight.shape
+    groups = weight.reshape(rows, columns // _GROUP, _GROUP)
+    largest = np.abs(groups).max(axis=2, initial=0)
+    if not (largest <= 127 * float(np.finfo(np.float16).max)).all():
+        raise ValueError("parameter: its values are too large for int8, or not finite")
+    scales = (largest / np.float32(127)).astype(np.float16)
+    # Of tiny weights the scale may round to zero.
+    steps = np.where(scales > 0, scales, np.inf).astype(np.float32)[:, :, None]
+    values = np.clip(np.rint(groups / steps), -127, 127).astype(np.int8)
+    return values.reshape(rows, columns), scales
+
+
+def _moved(parameter: Parameter, device: str, dtype: str) -> Any:
     """A parameter's value in another place, itself where that is the old one."""
+    value = parameter.value
     if (value.device, value.dtype) == (device, dtype):
         return value
-    if _is_quantized(value):
-        bits: Literal[4, 8] = 4 if value.dtype == "int4" else 8
+    if _is_quantized(value) and value.dtype == dtype:
         values, scales, minimums = value.quantized()
-        return _packed_groups(values, scales, minimums, bits, device, gated)
+        bits: Literal[4, 8] = 4 if dtype == "int4" else 8
+        return _pack_groups(values, scales, minimums, bits, device, parameter.gated)
     if isinstance(value, PackedWeight):
-        return _packed(value.unpack(), device, dtype, gated)
+        return parameter.pack(value.unpack(), device, dtype)
     if isinstance(value, RecurrentWeight):
         arrays = {name: array.to(device, dtype) for name, array in value.unpack().items()}
         return ops.pack_recurrent(value.kind, *map(arrays.get, RECURRENT_NAMES))  # type: ignore[arg-type]
