@@ -206,7 +206,7 @@ def test_everything_may_be_forbidden() -> None:
 
 def test_never_goes_by_the_present_length_where_short_texts_are_favoured() -> None:
     shares = {0: [0.73, 0.07, 0.2], 1: [0.34, 0.33, 0.33]}  # after the first step, by last token
-    steps = iter([shares, dict.fromkeys((0, 1), [0.01, 0.01, 0.98]), shares, shares])
+    steps = iter([shares, {key: [0.01, 0.01, 0.98] for key in shares}, shares, shares])
 
     def advance(tokens: Any, parents: Any) -> Any:
         after = next(steps)

@@ -1,10 +1,11 @@
-"""The command line: `softgate generate`, `chat`, `score`, `embed`, `tokens` and `info`."""
+"""The command line: `softgate generate`, `chat`, `score`, `translate`, `embed`, `tokens` and
+`info`."""
 
 from __future__ import annotations
 
 import click
 
-from softgate.cli import chat, embed, generate, info, score, tokens
+from softgate.cli import chat, embed, generate, info, score, tokens, translate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +20,7 @@ def main() -> None:
 main.add_command(generate.generate)
 main.add_command(chat.chat)
 main.add_command(score.score)
+main.add_command(translate.translate)
 main.add_command(embed.embed)
 main.add_command(tokens.tokens)
 main.add_command(info.info)

@@ -308,13 +308,15 @@ class Seq2Seq(nn.Module):
         """The best targets of each source, the best first, by beam search.
 
         sources: texts or token ids. settings: those of `BeamSearch`, as an object, as keywords, or
-        both, where the keywords win. batch_size: sources computed at a time; a result does not
+        both, where the keywords win; max_new_tokens is by default at most the model's max_length.
+        batch_size: sources computed at a time; a result does not
         depend on the others.
 
         Raises ValueError for an empty source, ids outside the vocabulary, a text where there is no
         tokenizer, and settings that make no sense.
         """
-        chosen = replaced(beams or BeamSearch(), settings)
+        default = BeamSearch(max_new_tokens=min(128, self.config.max_length))
+        chosen = replaced(beams or default, settings)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if chosen.max_new_tokens > self.config.max_length:
