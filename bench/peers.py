@@ -50,6 +50,12 @@ ENGINES = {
     "ctranslate2": Engine("CTranslate2", ("ctranslate2", "torch", "transformers")),
     "llama_cpp": Engine("llama.cpp", ("llama_cpp",), "llama-cpp-python"),
     "llama_cpp_q4_0": Engine("llama.cpp Q4_0", ("llama_cpp", "gguf"), "llama-cpp-python"),
+    "torch_int8": Engine("torch int8", ("torch",)),
+    "onnxruntime_int8": Engine(
+        "ONNX Runtime int8", ("onnxruntime", "onnx", "torch", "transformers")
+    ),
+    "openvino_int8": Engine("OpenVINO int8", ("openvino", "nncf", "torch", "transformers")),
+    "ctranslate2_int8": Engine("CTranslate2 int8", ("ctranslate2", "torch", "transformers")),
     "numpy": Engine("NumPy", ("numpy",)),
 }
 

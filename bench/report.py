@@ -324,7 +324,7 @@ def _colors(results: Sequence[CaseResult]) -> dict[str, str]:
     palette = (
         *("tab:red", "tab:pink", "tab:brown"),  # softgate's
         *("tab:orange", "tab:olive", "tab:blue", "tab:purple", "tab:green", "tab:cyan"),
-        *("teal", "tab:gray"),
+        *("teal", "sandybrown", "skyblue", "plum", "lightgreen", "tab:gray"),
     )
     return {
         engine: color for engine, color in zip(ENGINES, palette, strict=True) if engine in present

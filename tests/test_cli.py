@@ -27,6 +27,8 @@ class StandIn:
     """A model whose tokens are letters, and whose embedding of a text is its first letters."""
 
     config = SimpleNamespace(
+        model_type="bert",
+        task=None,
         num_hidden_layers=6,
         hidden_size=384,
         num_attention_heads=12,
@@ -61,6 +63,13 @@ class StandIn:
 
     def nbytes(self) -> int:
         return 90_852_864
+
+    def named_parameters(self) -> list[tuple[str, Any]]:
+        sizes = {"float32": 10, "int8": 30}
+        return [
+            (name, SimpleNamespace(value=SimpleNamespace(dtype=name, nbytes=size)))
+            for name, size in sizes.items()
+        ]
 
 
 def embedding(ids: Sequence[int]) -> np.ndarray[Any, Any]:
@@ -397,6 +406,7 @@ def test_info(monkeypatch: pytest.MonkeyPatch, model: StandIn) -> None:
     assert found["parameters"] == "22,713,216"
     assert found["memory"] == "86.6 MiB"
     assert found["heads"] == "12"
+    assert found["dtype"] == "int8, float32"
 
 
 def test_help_is_light() -> None:

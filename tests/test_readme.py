@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import softgate
 from weights import minilm, smollm2  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,18 @@ def test_shapes_that_the_readme_states(minilm):  # noqa: F811
     assert scope["vectors"].shape == (2, 384)
     assert scope["output"].last_hidden_state.shape == (7, 384)
     assert scope["output"].attentions[0].shape == (2, 12, 4, 4)
+
+
+def test_what_the_encoder_example_states(minilm, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    (example,) = [code for code in EXAMPLES if "fill_mask" in code]
+    scope: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert len(scope["fills"]) == 3
+    assert [set(one.scores) for one in scope["labels"]] == [{"dull", "bright"}] * 2
+    again = softgate.load("colours")
+    assert again.dtype == "int8"
+    assert again.config == scope["model"].config
 
 
 def test_shapes_that_the_recurrent_example_states():

@@ -429,3 +429,18 @@ def test_translating_texts() -> None:
 def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made().generate(SOURCES, **settings)
+
+
+@pytest.mark.parametrize(
+    ("sources", "error", "message"),
+    [
+        ("the warp", TypeError, "sources is a str, expected a list"),
+        ([1, 2], TypeError, r"sources\[0\] is 1, expected str or token ids"),
+        ([[1], []], ValueError, "has no tokens"),
+        ([[1], [99]], ValueError, "source_ids holds 99"),
+    ],
+)
+def test_sources_that_are_refused(sources: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        made().generate(sources)
+    assert made().generate([]) == []

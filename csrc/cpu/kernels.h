@@ -35,6 +35,8 @@ struct Kernels {
   void (*rotary)(const RotaryArgs<float>&);
   void (*sample)(const SampleArgs&);
   void (*softmax)(const SoftmaxArgs<float>&);
+  // May `linear` split this weight (bfloat16_parts.h)? Null where it never does.
+  bool (*splits)(const PackArgs&);
   void (*store_panel)(const PanelArgs&);
   std::int64_t (*stored_panel_bytes)(DType, std::int64_t depth);
   void (*token_logprobs)(const TokenLogprobsArgs&);
@@ -49,6 +51,9 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace amx {  // avx512's, but for matrix products
 extern const Kernels kernels;
 }
 

@@ -86,7 +86,8 @@ Tensor linear(const Tensor& x, const PackedWeight& weight, const std::optional<T
     cpu::kernels().linear({.linear = args,
                            .format = weight.format(),
                            .panels = weight.data<void>(),
-                           .workspace = workspace.raw()});
+                           .workspace = workspace.raw(),
+                           .splits = weight.splits()});
     return result;
   }
   dispatch(dtype, [&]<class T>(T) {

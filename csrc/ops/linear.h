@@ -25,7 +25,8 @@
 // which a minimum moves close to zero, not times the integer's part of it.
 //
 // The order of a sum is the same whatever the number of rows and threads: results do not depend on
-// the batch.
+// the batch. But where Kernels::splits, products of many rows with floating-point weights are formed
+// from parts of the numbers (cpu/bfloat16_parts.h), as accurately.
 #pragma once
 
 #include <cstddef>
@@ -88,6 +89,7 @@ struct PanelLinearArgs {
   PanelFormat format;
   const void* panels;
   void* workspace;  // linear_workspace bytes
+  bool splits;      // what Kernels::splits said of the weight
 };
 
 // To or from panels.
@@ -150,6 +152,8 @@ class PackedWeight {
   const PanelFormat& format() const { return format_; }
   Device device() const { return packed_.device(); }
   std::size_t bytes() const { return packed_.bytes(); }
+  // Of such magnitudes that kernels may compute with parts of its numbers (cpu/bfloat16_parts.h).
+  bool splits() const { return splits_; }
   const std::string& isa() const { return isa_; }  // empty but on the CPU
   template <class T>
   const T* data() const {
@@ -170,6 +174,7 @@ class PackedWeight {
   PanelFormat format_;
   bool has_minimums_ = false;
   std::string isa_;
+  bool splits_ = false;
 };
 
 Tensor linear(const Tensor& x, const PackedWeight& weight, const std::optional<Tensor>& bias,

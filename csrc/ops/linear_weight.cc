@@ -104,7 +104,9 @@ PackedWeight::PackedWeight(const Tensor& weight, const std::optional<std::string
   }
   allocate_panels();
   const DType stored = dtype_of(format_.type);
-  cpu::kernels().pack(pack_args(stored == given ? weight : copy_to(weight, {}, stored)));
+  const Tensor elements = stored == given ? weight : copy_to(weight, {}, stored);
+  cpu::kernels().pack(pack_args(elements));
+  if (cpu::kernels().splits) splits_ = cpu::kernels().splits(pack_args(elements));
 }
 
 PackedWeight::PackedWeight(const Tensor& values, const Tensor& scales,
@@ -139,7 +141,7 @@ PackedWeight::PackedWeight(const Tensor& values, const Tensor& scales,
 }
 
 void PackedWeight::check_isa(const char* op) const {
-  check(device().kind != DeviceKind::cpu || isa_ == cpu::isa(), op, ": weight was packed for ",
+  check(device().kind != DeviceKind::cpu || cpu::reads_packed(isa_), op, ": weight was packed for ",
         isa_, ", the ISA in use is ", cpu::isa());
 }
 

@@ -281,7 +281,7 @@ def set_num_threads(count: int) -> None:
     """Raises ValueError unless `1 <= count <= 1024`."""
 
 def isa() -> str:
-    """The instruction set in use: "avx512", "avx2" or "generic"."""
+    """The instruction set in use: "amx", "avx512", "avx2" or "generic"."""
 
 def isas() -> list[str]:
     """The instruction sets this CPU runs, best first."""

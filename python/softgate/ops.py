@@ -95,7 +95,8 @@ def linear(
     group of 32 as the weight's scales are, and the integers' products are summed exactly
     (`csrc/ops/linear.h` has the formula). A NaN or an infinity in x makes its whole row NaN.
 
-    A row's result does not depend on the other rows or on the number of threads.
+    A row's result does not depend on the other rows or on the number of threads, except that with
+    ISA "amx" and floating-point weights fewer than 16 rows are rounded otherwise than more.
 
     Raises ValueError on shapes that do not fit and when `weight` was packed for another ISA or
     device.

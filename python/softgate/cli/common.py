@@ -67,7 +67,7 @@ def load_with(method: str, spec: str, **options: Any) -> Any:
         wanted = "an encoder-decoder" if method == "translate" else "no encoder-decoder"
         raise ValueError(f"{spec} is a {type(model).__name__}, expected {wanted}")
     if not hasattr(model, method):
-        kind = {"encode": "an encoder", "generate": "a language model"}[method]
+        kind = "a language model" if method == "generate" else "an encoder"
         raise ValueError(f"{spec} is a {type(model).__name__}, expected {kind}")
     return model
 

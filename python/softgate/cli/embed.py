@@ -22,8 +22,8 @@ from softgate.cli.common import (
     progress_bar,
     read_lines,
     set_threads,
-    threads_option,
 )
+from softgate.cli.encoder import place_options
 
 if TYPE_CHECKING:
     from softgate.models.bert import Bert
@@ -75,13 +75,7 @@ AHEAD_CHARACTERS = 200_000
     show_default=True,
     help="Tokens in a batch.",
 )
-@threads_option
-@click.option("--device", help="cpu, cuda, cuda:1 and so on.  [default: cpu]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="What a device other than the CPU computes in.  [default: float32]",
-)
+@place_options
 def embed(
     texts: tuple[str, ...],
     spec: str,

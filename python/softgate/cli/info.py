@@ -42,20 +42,21 @@ def _describe(spec: str, model: Bert | Gpt | RecurrentLM | Seq2Seq) -> list[tupl
     if isinstance(model, RecurrentLM | Seq2Seq):
         return _describe_recurrent(spec, model)
     config = model.config
-    if isinstance(model, Gpt):
-        family, dtype, further = model.config.model_type, _weight_types(model), []
-    else:
-        family, dtype, further = "bert", "float32", [("pooling", str(model.pooling))]
+    further = []
+    if not isinstance(model, Gpt):
+        further = [("pooling", str(model.pooling))]
+        if model.config.task is not None:
+            further.append(("head", model.config.task))
     return [
         ("model", spec),
-        ("family", family),
+        ("family", config.model_type),
         ("layers", str(config.num_hidden_layers)),
         ("hidden", str(config.hidden_size)),
         ("heads", str(config.num_attention_heads)),
         ("vocabulary", str(config.vocab_size)),
         ("parameters", f"{model.num_parameters():,}"),
         ("memory", f"{model.nbytes() / 2**20:.1f} MiB"),
-        ("dtype", dtype),
+        ("dtype", _weight_types(model)),
         ("max length", str(model.max_length)),
         *further,
     ]
@@ -75,7 +76,7 @@ def _describe_recurrent(spec: str, model: RecurrentLM | Seq2Seq) -> list[tuple[s
     ]
 
 
-def _weight_types(model: Gpt) -> str:
+def _weight_types(model: Bert | Gpt) -> str:
     """How weights are kept, those that take most memory first."""
     sizes: Counter[str] = Counter()
     for _, parameter in model.named_parameters():

@@ -78,7 +78,7 @@ class LanguageModel:
         prompts: a text or its token ids, which gives a Generation, or a list of those, which gives
         a list. num_samples: as many texts of each prompt, next to each other in one list; the
         prompt is computed once. batch_size: texts computed at a time, at least num_samples; a text
-        does not depend on the others in its batch.
+        does not depend on the others in its batch (but see `ops.linear` on ISA "amx").
 
         Raises ValueError for settings that make no sense, an empty prompt, ids outside the
         vocabulary, and, unless context is "slide", a prompt with which max_new_tokens do not fit

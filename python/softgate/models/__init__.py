@@ -7,6 +7,7 @@ import os
 from softgate import ops
 from softgate.checkpoint import CheckpointError, open_checkpoint
 from softgate.models.bert import Bert
+from softgate.models.bert_config import FAMILIES as _BERT
 from softgate.models.gpt import Gpt
 from softgate.models.gpt_config import FAMILIES as _GPT
 from softgate.models.recurrent_lm import RecurrentLM, RecurrentLMConfig
@@ -17,7 +18,7 @@ _RECURRENT: dict[str, type[RecurrentLM] | type[Seq2Seq]] = {
     RecurrentLMConfig.MODEL_TYPE: RecurrentLM,
     Seq2SeqConfig.MODEL_TYPE: Seq2Seq,
 }
-_SUPPORTED = sorted(["bert", *_GPT, *_RECURRENT])
+_SUPPORTED = sorted([*_BERT, *_GPT, *_RECURRENT])
 
 
 def load(
@@ -33,8 +34,8 @@ def load(
 
     dtype: how the weights of matrix products and embeddings are kept, see `ops.pack`; None keeps
     them as the file has them, those of GGUF files quantised: exactly, but for some types that are
-    rounded anew (`softgate.checkpoint.Checkpoint.quantized`). BERT has "float32" only, on a device
-    other than the CPU also "float16" and "bfloat16", see `nn.Module.to`.
+    rounded anew (`softgate.checkpoint.Checkpoint.quantized`). On a device other than the CPU it is
+    also what is computed in, "float32", "float16" or "bfloat16", see `nn.Module.to`.
 
     device: "cpu", "cuda", "cuda:1" and so on. GPT and recurrent models run on the CPU only.
 
@@ -43,7 +44,7 @@ def load(
     """
     with open_checkpoint(spec) as checkpoint:
         family = checkpoint.config.get("model_type")
-        if family == "bert":
+        if family in _BERT:
             return Bert.from_checkpoint(checkpoint, device, dtype)
         if family in _GPT:
             if device not in (None, "cpu"):

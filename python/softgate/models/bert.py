@@ -1,12 +1,12 @@
-"""BERT (Devlin et al. 2018): a Transformer encoder with layer norm after each residual."""
+"""BERT (Devlin et al. 2018) and what came of it: Transformer encoders, whose families differ in
+their config."""
 
 from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,94 +15,27 @@ import numpy.typing as npt
 
 from softgate import nn, ops
 from softgate._core import SequenceOffsets, Tensor
-from softgate.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from softgate.checkpoint.bert import bert_names, canonical_names
-from softgate.checkpoint.names import check_names, join, split
+from softgate.checkpoint import Checkpoint, CheckpointError
+from softgate.checkpoint.bert import canonical_names, sources
+from softgate.checkpoint.names import Source
+from softgate.models.bert_config import ACTIVATIONS, BUCKETS, BUCKETS_REACH, SLIDING, BertConfig
+from softgate.models.bert_tasks import EncoderTasks
+from softgate.models.packing import (
+    IntArray,
+    Packed,
+    fetched,
+    pack_lists,
+    pack_padded,
+    positions,
+)
 from softgate.models.pooling import SentencePooling
-from softgate.text import Encoding, Tokenizer
+from softgate.models.weights import load_packed, load_weights, save_weights
+from softgate.text import Tokenizer
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.integer[Any]]
+__all__ = ["Bert", "BertConfig", "BertLayer", "BertOutput"]
 
-# Hugging Face's names of activations and ours.
-_ACTIVATIONS: dict[str, ops.Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-_MAX_SIZE = 2**31 - 1
 # What becomes of results: of those of sequences, of states and of attention weights.
 _Takes: TypeAlias = tuple[Callable[[Tensor], Any], Callable[[Tensor], Any], Callable[[Tensor], Any]]
-
-
-@dataclass(frozen=True)
-class BertConfig:
-    """Sizes of a BERT encoder, named as in Hugging Face's config.json.
-
-    Raises ValueError that names the field whose value makes no sense.
-    """
-
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if name in ("hidden_act", "layer_norm_eps"):
-                continue
-            if type(value) is not int or not 1 <= value <= _MAX_SIZE:
-                raise ValueError(
-                    f"config: {name} is {value!r}, expected an integer from 1 to {_MAX_SIZE}"
-                )
-        if not isinstance(self.hidden_act, str) or self.hidden_act not in _ACTIVATIONS:
-            raise ValueError(
-                f"config: hidden_act is {self.hidden_act!r}, expected one of {sorted(_ACTIVATIONS)}"
-            )
-        eps = self.layer_norm_eps
-        if not isinstance(eps, (int, float)) or not 0 <= eps <= 1:
-            raise ValueError(f"config: layer_norm_eps is {eps!r}, expected a number from 0 to 1")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"config: hidden_size is {self.hidden_size}, expected a multiple of "
-                f"num_attention_heads, {self.num_attention_heads}"
-            )
-        if self.hidden_size // self.num_attention_heads > 256:
-            raise ValueError(
-                f"config: heads of {self.hidden_size // self.num_attention_heads}, expected "
-                "hidden_size / num_attention_heads to be at most 256"
-            )
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
-        """Read config.json. The sizes must be there; the rest has Hugging Face's defaults."""
-        required = (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        )
-        missing = [name for name in required if name not in config]
-        if missing:
-            raise ValueError(f"config: {', '.join(missing)} missing")
-        positions = config.get("position_embedding_type", "absolute")
-        if positions != "absolute":
-            raise ValueError(
-                f"config: position_embedding_type is {positions!r}, expected 'absolute'"
-            )
-        for name in ("is_decoder", "add_cross_attention"):
-            if config.get(name):
-                raise ValueError(f"config: {name} is {config[name]!r}, expected false")
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__ if name in config})
 
 
 @dataclass
@@ -113,7 +46,9 @@ class BertOutput:
     `[total_tokens, hidden_size]`. pooler_output: `[batch, hidden_size]`, None without a pooler.
     hidden_states: on request, the embedding's output and each layer's, shaped alike. attentions:
     on request, each layer's weights, `[batch, num_heads, length, length]`, zeros in the padding.
-    cu_seqlens: int32 `[batch + 1]`, where each sequence starts in packed arrays.
+    cu_seqlens: int32 `[batch + 1]`, where each sequence starts in packed arrays. logits: of the
+    head, `[batch, labels]` for sequence-classification, else a row for each token, shaped like
+    last_hidden_state; None without a head.
 
     All are float32 NumPy arrays; for ids in a Tensor they are packed Tensors on the model's device
     and of its dtype (attentions: float32), and cu_seqlens is what was given.
@@ -124,130 +59,203 @@ class BertOutput:
     hidden_states: tuple[Any, ...] | None
     attentions: tuple[Any, ...] | None
     cu_seqlens: Any
-
-
-@dataclass
-class _Packed:
-    """A batch without padding."""
-
-    input_ids: IntArray
-    token_type_ids: IntArray
-    position_ids: IntArray
-    cu_seqlens: npt.NDArray[np.int32]
-    kept: npt.NDArray[np.bool_] | None = field(default=None)  # [batch, length], None when packed
-
-    @property
-    def lengths(self) -> IntArray:
-        return np.diff(self.cu_seqlens)
-
-    def states(self, tensor: Tensor) -> FloatArray:
-        """[total_tokens, hidden] to [batch, length, hidden], when the batch came padded."""
-        values = _fetched(tensor)
-        if self.kept is None:
-            return values
-        padded = np.zeros((*self.kept.shape, values.shape[-1]), dtype=np.float32)
-        padded[self.kept] = values
-        return padded
-
-    def weights(self, tensor: Tensor) -> FloatArray:
-        """Attention weights between kept tokens to weights between all."""
-        weights = _fetched(tensor)
-        if self.kept is None:
-            return weights
-        batch, length = self.kept.shape
-        padded = np.zeros((batch, weights.shape[1], length, length), dtype=np.float32)
-        for i, kept in enumerate(self.kept):
-            (index,) = kept.nonzero()
-            n = len(index)
-            padded[i][:, index[:, None], index] = weights[i, :, :n, :n]
-        return padded
+    logits: Any = None
 
 
 class BertLayer(nn.Module):
-    """Attention, add and norm, feed-forward, add and norm."""
+    """Attention, add and norm, feed-forward, add and norm; or with pre_norm each norm first."""
 
-    def __init__(self, config: BertConfig) -> None:
-        hidden_size, eps = config.hidden_size, config.layer_norm_eps
-        self.attention = nn.Attention(hidden_size, config.num_attention_heads)
-        self.attention_norm = nn.AddNorm(hidden_size, eps)
-        self.feed_forward = nn.FeedForward(
-            hidden_size, config.intermediate_size, _ACTIVATIONS[config.hidden_act]
+    def __init__(self, config: BertConfig, index: int = 0) -> None:
+        """index: which of the layers it is."""
+        hidden_size, eps, bias = config.hidden_size, config.layer_norm_eps, config.norm_bias
+        self.kind = config.kind(index)
+        self.pre_norm = config.pre_norm
+        side = (config.local_attention or 0) // 2
+        attention = nn.Attention if config.rope is None else nn.RotaryAttention
+        self.attention = attention(
+            hidden_size,
+            config.num_attention_heads,
+            bias=config.attention_bias,
+            window=(side, side) if self.kind == SLIDING else (-1, -1),
         )
-        self.feed_forward_norm = nn.AddNorm(hidden_size, eps)
+        # The embedding's norm is the first layer's too.
+        has_norm = not (config.pre_norm and index == 0)
+        self.attention_norm = nn.AddNorm(hidden_size, eps, bias) if has_norm else None
+        self.feed_forward = nn.FeedForward(
+            hidden_size,
+            config.intermediate_size,
+            ACTIVATIONS[config.hidden_act],
+            gated=config.gated,
+            bias=config.mlp_bias,
+            grouped=True,
+        )
+        self.feed_forward_norm = nn.AddNorm(hidden_size, eps, bias)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, return_weights: bool = False
+        self, x: Tensor, cu_seqlens: Any, return_weights: bool = False, **positions: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """x and the result: `[total_tokens, hidden_size]`."""
-        attended, weights = self.attention(x, cu_seqlens, return_weights)
+        """x and the result: `[total_tokens, hidden_size]`; positions: attention's mask or rope."""
+        if self.pre_norm:
+            y = x if self.attention_norm is None else self.attention_norm(x, in_place=False)
+            x, weights = self.attention(y, cu_seqlens, return_weights, residual=x, **positions)
+            return self.feed_forward(self.feed_forward_norm(x, in_place=False), x), weights
+        assert self.attention_norm is not None
+        attended, weights = self.attention(x, cu_seqlens, return_weights, **positions)
         x = self.attention_norm(attended, x)
         return self.feed_forward_norm(self.feed_forward(x), x), weights
 
 
-class Bert(nn.Module):
-    """A BERT encoder.
+class BertHead(nn.Module):
+    """What a task adds: a product to labels or words, and perhaps a product, an activation and a
+    norm before it."""
+
+    def __init__(self, config: BertConfig) -> None:
+        hidden_size = config.hidden_size
+        words = config.task == "masked-lm"
+        width = config.embedding_width if words else hidden_size
+        outputs = config.vocab_size if words else len(config.labels)
+        self.activation = config.head_activation
+        self.dense = self.norm = self.output = self.bias = None
+        if self.activation is not None:
+            self.dense = nn.Linear(hidden_size, width, config.classifier_bias)
+        if config.head_norm:
+            self.norm = nn.AddNorm(width, config.layer_norm_eps, config.norm_bias)
+        if words and config.tie_word_embeddings:
+            self.bias = nn.Parameter(outputs, init=0.0) if config.decoder_bias else None
+        else:
+            self.output = nn.Linear(width, outputs, config.decoder_bias if words else True)
+
+    def forward(self, x: Tensor, words: nn.Parameter | None) -> Tensor:
+        """x: `[rows, hidden_size]`; words: the embedding, which a masked language model may be
+        tied to. Gives `[rows, labels or vocab_size]`."""
+        if self.dense is not None:
+            x = self.dense(x, activation=self.activation)
+            x = x if self.norm is None else self.norm(x)
+        if self.output is not None:
+            y: Tensor = self.output(x)
+            return y
+        assert words is not None
+        return ops.linear(x, words.value, None if self.bias is None else self.bias.value)
+
+
+class Bert(nn.Module, EncoderTasks):
+    """An encoder, which `encode`s texts and, by its head, fills masks, classifies, tags, answers.
 
     `Bert(BertConfig(...))` has random weights; `softgate.load` reads a checkpoint; `to` moves a
     model to a device, which changes nothing of what its methods take and give. A loaded model has
     its `tokenizer` (None when the checkpoint has none) and its sentence `pooling`.
     """
 
+    config: BertConfig
     tokenizer: Tokenizer | None
 
-    def __init__(self, config: BertConfig, *, pooler: bool = True, seed: int | None = 0) -> None:
-        """seed: of the random weights; None leaves the weights to `load_state_dict`."""
+    def __init__(
+        self,
+        config: BertConfig,
+        *,
+        pooler: bool = True,
+        dtype: ops.WeightType = "float32",
+        seed: int | None = 0,
+    ) -> None:
+        """pooler: with that of the first token, where the family has one and there is no head.
+        dtype: of the weights of products, see `ops.pack`. seed: of the random weights; None leaves
+        the weights to `load_state_dict`."""
         self.config = config
-        tables = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
-        self.embedding = nn.Embedding(tables, config.hidden_size, config.layer_norm_eps)
-        self.layers = [BertLayer(config) for _ in range(config.num_hidden_layers)]
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooler else None
+        hidden_size, eps = config.hidden_size, config.layer_norm_eps
+        words_tied = config.task == "masked-lm" and config.tie_word_embeddings
+        tables = [config.vocab_size]
+        if config.rope is None:
+            tables.append(config.max_position_embeddings)
+        if config.type_vocab_size:
+            tables.append(config.type_vocab_size)
+        self.embedding = nn.Embedding(
+            tables, config.embedding_width, eps, norm_bias=config.norm_bias, packed=words_tied
+        )
+        self.embedding_projection = (
+            nn.Linear(config.embedding_width, hidden_size) if config.embedding_projection else None
+        )
+        self.relative_bias = (
+            nn.RelativeBias(
+                config.relative_attention_num_buckets,
+                config.num_attention_heads,
+                BUCKETS,
+                BUCKETS_REACH,
+            )
+            if config.relative_attention_num_buckets
+            else None
+        )
+        self.layers = [BertLayer(config, i) for i in range(config.num_layers_kept)]
+        self.norm = nn.AddNorm(hidden_size, eps, config.norm_bias) if config.pre_norm else None
+        self.pooler = (
+            nn.Linear(hidden_size, hidden_size)
+            if pooler and config.has_pooler and config.task is None
+            else None
+        )
+        self.head = None if config.task is None else BertHead(config)
+        self.ropes = {
+            kind: nn.Rope(rope, config.head_dim, config.max_position_embeddings)
+            for kind, rope in config.ropes().items()
+        }
         self.tokenizer = None
         self.sentence_pooling = SentencePooling()
+        for _, parameter in self.named_parameters():
+            if parameter.packed:
+                parameter.dtype = dtype
         if seed is not None:
             self.init_weights(seed)
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, device: str | None = None, dtype: str | None = None
+        cls,
+        checkpoint: Checkpoint,
+        device: str | None = None,
+        dtype: ops.WeightType | None = None,
     ) -> Bert:
         """Read an open checkpoint; see `softgate.load`."""
         try:
             config = BertConfig.from_dict(checkpoint.config)
+            found = checkpoint.tensors
+            names = canonical_names(
+                config.model_type, found, config.task, config.tie_word_embeddings
+            )
+            pooler = any(name.startswith("pooler.") for name in names)
+            model = cls(config, pooler=pooler, seed=None)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.spec}: {error}") from None
-        names = canonical_names(checkpoint.tensors)
-        model = cls(config, pooler="pooler.dense.weight" in names, seed=None).to(device, dtype)
-        table = bert_names(config.num_hidden_layers, model.pooler is not None)
-        parameters = dict(model.named_parameters())
-        check_names(
-            table,
-            {name: parameter.shape for name, parameter in parameters.items()},
-            {ours: checkpoint.shapes[theirs] for ours, theirs in names.items()},
-        )
-        for name, parameter in parameters.items():
-            parameter.fill(join((names[part] for part in table[name]), checkpoint.tensors))
+        on_cpu = device in (None, "cpu")
+        if not on_cpu:
+            model.to(device, dtype)
+        if checkpoint.packed:
+            load_packed(model, checkpoint, dtype)
+        else:
+            table = model._sources()
+            _check_labels(config, table, names, checkpoint)
+            load_weights(model, table, names, checkpoint, dtype if on_cpu else None)
         model.sentence_pooling = SentencePooling.from_checkpoint(checkpoint)
-        tokenizer = checkpoint.file("tokenizer.json")
-        if tokenizer is not None:
-            model.tokenizer = Tokenizer.from_file(tokenizer)
+        model.tokenizer = Tokenizer.from_checkpoint(checkpoint)
         return model
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a folder that softgate, transformers and sentence-transformers read."""
-        config = {
-            **asdict(self.config),
-            "model_type": "bert",
-            "architectures": ["BertModel"],
-            "position_embedding_type": "absolute",
-        }
-        table = bert_names(self.config.num_hidden_layers, self.pooler is not None)
-        files: dict[str, Path | bytes] = {
-            name: json.dumps(content, indent=2).encode()
-            for name, content in self.sentence_pooling.files(self.config.hidden_size).items()
-        }
+        """Write a folder that softgate, transformers and sentence-transformers read; one that only
+        softgate reads, bit for bit, when weights are quantised.
+
+        Raises ValueError when the config differs from what its model_type can say.
+        """
+        config = self.config.to_dict()
+        files: dict[str, Path | bytes] = {}
+        if self.config.task is None:
+            files |= {
+                name: json.dumps(content, indent=2).encode()
+                for name, content in self.sentence_pooling.files(self.config.hidden_size).items()
+            }
         if self.tokenizer is not None:
-            files["tokenizer.json"] = self.tokenizer.to_json().encode()
-        save_checkpoint(Path(folder), config, split(table, self.state_dict()), files)
+            files |= self.tokenizer.to_files(token_types=self.config.type_vocab_size > 1)
+        save_weights(self, self._sources(), config, folder, files)
+
+    def _sources(self) -> dict[str, Source]:
+        shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+        config = self.config
+        return sources(config.model_type, shapes, config.task, config.inner_group_num)
 
     @property
     def pooling(self) -> ops.Pooling:
@@ -257,8 +265,9 @@ class Bert(nn.Module):
     @property
     def max_length(self) -> int:
         """The most tokens a text may have, special tokens included."""
-        positions = self.config.max_position_embeddings
-        return min(positions, self.sentence_pooling.max_length or positions)
+        return min(
+            self.config.max_length, self.sentence_pooling.max_length or self.config.max_length
+        )
 
     def forward(
         self,
@@ -270,7 +279,7 @@ class Bert(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> BertOutput:
-        """Hidden states of a batch.
+        """Hidden states of a batch, and the head's logits.
 
         input_ids: a list of lists of ids, any lengths, which gives packed output; or an integer
         array `[batch, length]`, with an attention_mask of that shape (nonzero keeps a token;
@@ -283,7 +292,8 @@ class Bert(nn.Module):
         gives NaN. Nothing comes back to the host, so that this can be captured in a graph if
         cu_seqlens are `SequenceOffsets`.
 
-        Raises ValueError for ids outside the vocabulary and sequences longer than the positions.
+        Raises ValueError for ids outside the vocabulary, sequences longer than the positions, token
+        types where the model has none, and a mask with holes where positions are relative.
         """
         if isinstance(input_ids, Tensor):
             if attention_mask is not None:
@@ -298,7 +308,7 @@ class Bert(nn.Module):
             ids = self._uploaded(batch)
             given = batch.cu_seqlens
             offsets = SequenceOffsets(given, self.device)
-            takes = (_fetched, batch.states, batch.weights)
+            takes = (fetched, batch.states, batch.weights)
         take, take_states, take_weights = takes
         hidden_states = []
         attentions = []
@@ -308,78 +318,44 @@ class Bert(nn.Module):
             if weights is not None:
                 attentions.append(take_weights(weights))
         pooled = self._pool_first(x, offsets)
+        logits = None
+        if self.head is not None:
+            for_texts = self.config.task == "sequence-classification"
+            logits = (take if for_texts else take_states)(self._logits(x, offsets))
         return BertOutput(
             last_hidden_state=hidden_states[-1] if hidden_states else take_states(x),
             pooler_output=None if pooled is None else take(pooled),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
             cu_seqlens=given,
+            logits=logits,
         )
-
-    def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        normalize: bool | None = None,
-        max_length: int | None = None,
-        truncate: bool = False,
-        batch_tokens: int = 4096,
-    ) -> FloatArray:
-        """One vector a text, `[len(texts), hidden_size]`, pooled as the checkpoint says.
-
-        normalize: to length 1; None does what the checkpoint says. max_length: tokens of a text,
-        at most the model's. A longer text raises ValueError, or with truncate loses its end and a
-        warning says how many did. batch_tokens: tokens computed at a time.
-        """
-        if self.tokenizer is None:
-            raise ValueError("encode: the model has no tokenizer.json")
-        limit = self.max_length if max_length is None else max_length
-        if not 1 <= limit <= self.max_length:
-            raise ValueError(f"encode: max_length is {limit}, expected 1 to {self.max_length}")
-        if batch_tokens < 1:
-            raise ValueError(f"encode: batch_tokens is {batch_tokens}, expected at least 1")
-        encodings = self.tokenizer.encode(texts, max_length=limit, truncate=truncate)
-        truncated = sum(encoding.truncated for encoding in encodings)
-        if truncated:
-            warnings.warn(
-                f"{truncated} of {len(texts)} texts were cut to {limit} tokens", stacklevel=2
-            )
-        vectors = np.empty((len(encodings), self.config.hidden_size), dtype=np.float32)
-        for start, stop in _batches([len(encoding.ids) for encoding in encodings], batch_tokens):
-            vectors[start:stop] = self.encode_batch(encodings[start:stop], normalize=normalize)
-        return vectors
-
-    def encode_batch(
-        self, encodings: Sequence[Encoding], *, normalize: bool | None = None
-    ) -> FloatArray:
-        """What `encode` gives, of texts already tokenized, in one batch."""
-        batch = self._pack(
-            [encoding.ids for encoding in encodings],
-            None,
-            [encoding.type_ids for encoding in encodings],
-        )
-        offsets = SequenceOffsets(batch.cu_seqlens, self.device)
-        for x, _ in self._states(self._uploaded(batch), offsets):
-            last = x
-        vectors = ops.pool(last, offsets, self.pooling)
-        if self.sentence_pooling.normalize if normalize is None else normalize:
-            ops.normalize(vectors, out=vectors)
-        return _fetched(vectors)
 
     def _states(
         self,
-        ids: tuple[Tensor, Tensor, Tensor],
+        ids: tuple[Tensor, ...],
         cu_seqlens: SequenceOffsets,
         return_weights: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The embedding's output, then each layer's with its attention weights.
 
-        ids: of tokens, positions and types, `[total_tokens]` each.
+        ids: `[total_tokens]` for each table of the embedding.
         """
         x: Tensor = self.embedding(*ids)
+        if self.embedding_projection is not None:
+            x = self.embedding_projection(x)
         yield x, None
-        for layer in self.layers:
-            x, weights = layer(x, cu_seqlens, return_weights)
+        where: dict[str, dict[str, Any]] = {}
+        if self.relative_bias is not None and cu_seqlens.longest:
+            mask = self.relative_bias(cu_seqlens.longest)
+            where = {kind: {"mask": mask} for kind in self.config.kinds}
+        for kind, rope in self.ropes.items():
+            where[kind] = {"rope": rope.tables(max(cu_seqlens.longest, 1), self.device)}
+        order = self.config.layer_order
+        for i, layer in enumerate(map(self.layers.__getitem__, order), 1):
+            x, weights = layer(x, cu_seqlens, return_weights, **where.get(layer.kind, {}))
+            if i == len(order) and self.norm is not None:
+                x = self.norm(x)
             yield x, weights
 
     def _pool_first(self, x: Tensor, cu_seqlens: SequenceOffsets) -> Tensor | None:
@@ -388,64 +364,96 @@ class Bert(nn.Module):
         pooled: Tensor = self.pooler(ops.pool(x, cu_seqlens, "cls"), activation="tanh")
         return pooled
 
+    def _logits(self, x: Tensor, cu_seqlens: SequenceOffsets | None) -> Tensor:
+        """The head's, of all tokens, or of texts where it is for those."""
+        assert self.head is not None
+        if self.config.task == "sequence-classification" and cu_seqlens is not None:
+            mode: ops.Pooling = "mean" if self.config.classifier_pooling == "mean" else "cls"
+            x = ops.pool(x, cu_seqlens, mode)
+        logits: Tensor = self.head(x, self.embedding.word)
+        return logits
+
     def _packed_tensors(
         self, input_ids: Tensor, token_type_ids: Any, cu_seqlens: Any
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], SequenceOffsets]:
+    ) -> tuple[tuple[Tensor, ...], SequenceOffsets]:
         """What `_states` takes, of ids that are packed and on the device."""
         if cu_seqlens is None:
             raise ValueError("input_ids in a Tensor are packed: expected cu_seqlens")
         if token_type_ids is not None and not isinstance(token_type_ids, Tensor):
             raise TypeError("token_type_ids: expected a Tensor, as input_ids are")
+        self._check_types(token_type_ids)
         offsets = (
             cu_seqlens
             if isinstance(cu_seqlens, SequenceOffsets)
             else SequenceOffsets(cu_seqlens, self.device)
         )
-        lengths = np.diff(offsets.numpy())
-        self._check_longest(lengths.max(initial=0))
-        positions = _positions(lengths)
+        self._check_longest(offsets.longest)
+        first = 0 if self.config.position_pad_id is None else self.config.position_pad_id + 1
+        places = positions(np.diff(offsets.numpy())) + first
         if token_type_ids is not None:
-            return (input_ids, Tensor(positions).to(self.device), token_type_ids), offsets
-        together = Tensor(np.stack([positions, np.zeros_like(positions)])).to(self.device)
-        return (input_ids, together[0], together[1]), offsets
+            return self._for_tables(
+                input_ids, Tensor(places).to(self.device), token_type_ids
+            ), offsets
+        together = Tensor(np.stack([places, np.zeros_like(places)])).to(self.device)
+        return self._for_tables(input_ids, together[0], together[1]), offsets
 
-    def _uploaded(self, batch: _Packed) -> tuple[Tensor, Tensor, Tensor]:
+    def _uploaded(self, batch: Packed) -> tuple[Tensor, ...]:
         """The ids that `_states` takes, in one upload."""
         ids = (batch.input_ids, batch.position_ids, batch.token_type_ids)
         if self.device == "cpu":  # where embedding looks at them
-            return Tensor(ids[0]), Tensor(ids[1]), Tensor(ids[2])
-        tables = {
-            "input_ids": self.config.vocab_size,
-            "token_type_ids": self.config.type_vocab_size,
-        }
+            return self._for_tables(Tensor(ids[0]), Tensor(ids[1]), Tensor(ids[2]))
+        tables = {"input_ids": self.config.vocab_size}
+        if self.config.type_vocab_size:
+            tables["token_type_ids"] = self.config.type_vocab_size
         for name, rows in tables.items():
             given = getattr(batch, name)
             if (wrong := (given < 0) | (given >= rows)).any():
                 i = int(wrong.argmax())
                 raise ValueError(f"{name}: token {i} is {given[i]}, expected 0 <= id < {rows}")
         together = Tensor(np.stack(ids)).to(self.device)
-        return together[0], together[1], together[2]
+        return self._for_tables(together[0], together[1], together[2])
+
+    def _for_tables(self, words: Tensor, places: Tensor, types: Tensor) -> tuple[Tensor, ...]:
+        """Of ids of all kinds, those that the model has a table for."""
+        ids = [words]
+        if self.config.rope is None:
+            ids.append(places)
+        if self.config.type_vocab_size:
+            ids.append(types)
+        return tuple(ids)
 
     def _check_longest(self, longest: int) -> None:
-        if longest > self.config.max_position_embeddings:
+        if longest > self.config.max_length:
             raise ValueError(
                 f"input_ids: the longest sequence has {longest} tokens, expected at most "
-                f"{self.config.max_position_embeddings}"
+                f"{self.config.max_length}"
             )
+
+    def _check_types(self, token_type_ids: object) -> None:
+        if token_type_ids is not None and not self.config.type_vocab_size:
+            raise ValueError(f"token_type_ids: a {self.config.model_type} model has no token types")
 
     def _pack(
         self,
         input_ids: Sequence[Sequence[int]] | IntArray,
         attention_mask: npt.NDArray[Any] | None,
         token_type_ids: Sequence[Sequence[int]] | IntArray | None,
-    ) -> _Packed:
+    ) -> Packed:
+        self._check_types(token_type_ids)
+        pad_id = self.config.position_pad_id
         if isinstance(input_ids, np.ndarray):
-            batch = _pack_padded(input_ids, attention_mask, token_type_ids)
+            batch = pack_padded(input_ids, attention_mask, token_type_ids, pad_id)
         else:
             if attention_mask is not None:
                 raise ValueError("attention_mask is for input_ids as an array, not for a list")
-            batch = _pack_lists(input_ids, token_type_ids)
-        self._check_longest(batch.position_ids.max(initial=-1) + 1)
+            batch = pack_lists(input_ids, token_type_ids, pad_id)
+        first = 0 if pad_id is None else pad_id + 1
+        self._check_longest(batch.position_ids.max(initial=first - 1) + 1 - first)
+        if self.config.has_relative_positions and batch.has_holes:
+            raise ValueError(
+                "attention_mask: padding between tokens, expected it at the ends of sequences: "
+                f"a {self.config.model_type} model has relative positions"
+            )
         return batch
 
 
@@ -453,89 +461,16 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _fetched(tensor: Tensor) -> FloatArray:
-    """On the host, in float32."""
-    array: FloatArray = tensor.to("cpu", "float32").numpy()
-    return array
-
-
-def _positions(lengths: Sequence[int] | IntArray) -> npt.NDArray[np.int64]:
-    """Of the tokens in their sequences."""
-    each = [np.arange(n, dtype=np.int64) for n in lengths]
-    return np.concatenate(each) if each else np.empty(0, dtype=np.int64)
-
-
-def _cu_seqlens(lengths: Sequence[int] | IntArray) -> npt.NDArray[np.int32]:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    if offsets[-1] > _MAX_SIZE:
-        raise ValueError(f"input_ids: {offsets[-1]} tokens, expected at most {_MAX_SIZE}")
-    return offsets.astype(np.int32)
-
-
-def _flatten(name: str, rows: Sequence[Sequence[int]] | IntArray) -> npt.NDArray[np.int64]:
-    if not all(isinstance(row, Sequence | np.ndarray) for row in rows):
-        raise TypeError(f"{name}: expected a list of lists of integers")
-    flat = [token for row in rows for token in row]
-    ids = np.asarray(flat) if flat else np.empty(0, dtype=np.int64)
-    if ids.dtype.kind not in "iu" or ids.ndim != 1:
-        raise TypeError(f"{name}: expected a list of lists of integers")
-    return ids.astype(np.int64, copy=False)
-
-
-def _pack_lists(
-    input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | IntArray | None
-) -> _Packed:
-    ids = _flatten("input_ids", input_ids)
-    lengths = [len(row) for row in input_ids]
-    if token_type_ids is None:
-        types = np.zeros_like(ids)
-    else:
-        if [len(row) for row in token_type_ids] != lengths:
-            raise ValueError("token_type_ids: lengths differ from those of input_ids")
-        types = _flatten("token_type_ids", token_type_ids)
-    return _Packed(ids, types, _positions(lengths), _cu_seqlens(lengths))
-
-
-def _pack_padded(
-    input_ids: IntArray,
-    attention_mask: npt.NDArray[Any] | None,
-    token_type_ids: Sequence[Sequence[int]] | IntArray | None,
-) -> _Packed:
-    types = np.zeros_like(input_ids) if token_type_ids is None else np.asarray(token_type_ids)
-    for name, ids in (("input_ids", input_ids), ("token_type_ids", types)):
-        if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise ValueError(
-                f"{name}: {ids.dtype} array of shape {list(ids.shape)}, expected integers of "
-                "[batch, length]"
-            )
-    kept: npt.NDArray[np.bool_] = np.ones(input_ids.shape, dtype=bool)
-    if attention_mask is not None:
-        kept = np.asarray(attention_mask) != 0
-    for name, array in (("attention_mask", kept), ("token_type_ids", types)):
-        if array.shape != input_ids.shape:
-            raise ValueError(
-                f"{name}: shape {list(array.shape)}, expected that of input_ids, "
-                f"{list(input_ids.shape)}"
-            )
-    positions = np.broadcast_to(np.arange(kept.shape[-1]), kept.shape)[kept]
-    return _Packed(
-        input_ids[kept].astype(np.int64),
-        types[kept].astype(np.int64),
-        positions,
-        _cu_seqlens(kept.sum(axis=1)),
-        kept,
-    )
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, int]]:
-    """Ranges of texts with at most batch_tokens tokens in all, or one text."""
-    start = tokens = 0
-    for i, length in enumerate(lengths):
-        if i > start and tokens + length > batch_tokens:
-            yield start, i
-            start = i
-            tokens = 0
-        tokens += length
-    if start < len(lengths):
-        yield start, len(lengths)
+def _check_labels(
+    config: BertConfig, table: dict[str, Source], names: dict[str, str], checkpoint: Checkpoint
+) -> None:
+    """Raise CheckpointError when the head has another number of labels than the config."""
+    if config.task in (None, "masked-lm"):
+        return
+    (name,) = table["head.output.weight"].names
+    shape = checkpoint.shapes[names[name]] if name in names else ()
+    if shape and shape[0] != len(config.labels):
+        raise CheckpointError(
+            f"{checkpoint.spec}: config.json has {len(config.labels)} labels, {names[name]} has "
+            f"{shape[0]} rows"
+        )

@@ -14,9 +14,11 @@ import numpy.typing as npt
 from softgate import nn, ops
 from softgate._core import Tensor
 from softgate.checkpoint import Checkpoint, CheckpointError
+from softgate.checkpoint.gpt import canonical_names, sources
+from softgate.checkpoint.names import Source
 from softgate.generation import LanguageModel
 from softgate.models.gpt_config import ACTIVATIONS, SLIDING, GptConfig
-from softgate.models.gpt_files import load_weights, save_weights
+from softgate.models.weights import load_packed, load_weights, save_weights
 from softgate.text import Tokenizer
 
 IntArray = npt.NDArray[np.int32]
@@ -124,7 +126,13 @@ class Gpt(nn.Module, LanguageModel):
             model = cls(config, seed=None)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.spec}: {error}") from None
-        load_weights(model, config, checkpoint, dtype)
+        if checkpoint.packed:
+            load_packed(model, checkpoint, dtype)
+        else:
+            names = canonical_names(
+                config.model_type, checkpoint.tensors, config.tie_word_embeddings
+            )
+            load_weights(model, model._sources(), names, checkpoint, dtype)
         model.tokenizer = Tokenizer.from_checkpoint(checkpoint)
         return model
 
@@ -134,8 +142,14 @@ class Gpt(nn.Module, LanguageModel):
 
         Raises ValueError when the config differs from what its model_type can say.
         """
+        config = self.config.to_dict()
         files = {} if self.tokenizer is None else self.tokenizer.to_files()
-        save_weights(self, self.config, folder, files)
+        save_weights(self, self._sources(), config, folder, files)
+
+    def _sources(self) -> dict[str, Source]:
+        shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+        config = self.config
+        return sources(config.model_type, shapes, config.num_attention_heads, config.kv_heads)
 
     @property
     def max_length(self) -> int:

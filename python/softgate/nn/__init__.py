@@ -1,6 +1,7 @@
 """Layers: parameters with the operations of `softgate.ops`, composed as in torch."""
 
 from softgate.nn.decoder import CachedAttention, KVCache, Norm, Step
+from softgate.nn.encoder import RelativeBias, RotaryAttention
 from softgate.nn.layers import AddNorm, Attention, Embedding, FeedForward, LayerNorm, Linear
 from softgate.nn.module import FloatArray, Module, Parameter
 from softgate.nn.recurrent import GRU, LSTM, RNN
@@ -24,8 +25,10 @@ __all__ = [
     "Module",
     "Norm",
     "Parameter",
+    "RelativeBias",
     "Rope",
     "RopeConfig",
+    "RotaryAttention",
     "SourceAttention",
     "SourceAttentionKind",
     "Step",

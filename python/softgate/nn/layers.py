@@ -18,7 +18,8 @@ class Linear(Module):
     """`activation(x @ weight.T + bias) + residual`, the weight packed for its device.
 
     dtype: how it is stored, see `ops.pack`. gated: the weight's rows, and the bias, are [gate; up],
-    half of out_features each, and the result is `activation(gate) * up + residual`.
+    half of out_features each, and the result is `activation(gate) * up + residual`. grouped: see
+    `Parameter`.
     """
 
     def __init__(
@@ -29,8 +30,11 @@ class Linear(Module):
         *,
         dtype: ops.WeightType = "float32",
         gated: bool = False,
+        grouped: bool = False,
     ) -> None:
-        self.weight = Parameter(out_features, in_features, packed=True, dtype=dtype, gated=gated)
+        self.weight = Parameter(
+            out_features, in_features, packed=True, dtype=dtype, gated=gated, grouped=grouped
+        )
         self.bias = Parameter(out_features, init=0.0) if bias else None
 
     def forward(
@@ -44,68 +48,117 @@ class Linear(Module):
 class LayerNorm(Module):
     """The weight and bias of a layer norm."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, bias: bool = True) -> None:
         self.weight = Parameter(hidden_size, init=1.0)
-        self.bias = Parameter(hidden_size, init=0.0)
+        self.bias = Parameter(hidden_size, init=0.0) if bias else None
+
+    @property
+    def values(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias."""
+        return self.weight.value, None if self.bias is None else self.bias.value
 
 
 class Embedding(Module):
-    """The sum of one row from each table, normalised."""
+    """The sum of one row from each table, normalised.
 
-    def __init__(self, num_embeddings: Sequence[int], hidden_size: int, eps: float) -> None:
-        self.tables = [Parameter(rows, hidden_size) for rows in num_embeddings]
-        self.norm = LayerNorm(hidden_size)
+    packed: the first table is kept for `ops.linear`, as `word`, for a head that is tied to it.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        hidden_size: int,
+        eps: float,
+        *,
+        norm_bias: bool = True,
+        packed: bool = False,
+    ) -> None:
+        rows = list(num_embeddings)
+        self.word = Parameter(rows.pop(0), hidden_size, packed=True) if packed else None
+        self.tables = [Parameter(count, hidden_size) for count in rows]
+        self.norm = LayerNorm(hidden_size, norm_bias)
         self.eps = eps
 
     def forward(self, *ids: Tensor) -> Tensor:
         """ids: an integer `[total_tokens]` for each table. Gives `[total_tokens, hidden_size]`."""
-        return ops.embedding(
-            ids,
-            [table.value for table in self.tables],
-            self.norm.weight.value,
-            self.norm.bias.value,
-            eps=self.eps,
-        )
+        tables = [table.value for table in self.tables]
+        weight, bias = self.norm.values
+        if self.word is None:
+            return ops.embedding(ids, tables, weight, bias, eps=self.eps)
+        others = ops.embedding(ids[1:], tables) if tables else None
+        x = ops.gather(self.word.value, ids[0], residual=others)
+        return ops.add_layer_norm(x, None, weight, bias, eps=self.eps, out=x)
 
 
 class AddNorm(LayerNorm):
     """Layer norm of `x + residual`."""
 
-    def __init__(self, hidden_size: int, eps: float) -> None:
-        super().__init__(hidden_size)
+    def __init__(self, hidden_size: int, eps: float, bias: bool = True) -> None:
+        super().__init__(hidden_size, bias)
         self.eps = eps
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x, residual and the result: `[total_tokens, hidden_size]`. `x` is overwritten."""
-        return ops.add_layer_norm(
-            x, residual, self.weight.value, self.bias.value, eps=self.eps, out=x
-        )
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, in_place: bool = True
+    ) -> Tensor:
+        """x, residual and the result: `[total_tokens, hidden_size]`. `x` is overwritten if
+        in_place."""
+        weight, bias = self.values
+        out = x if in_place else None
+        return ops.add_layer_norm(x, residual, weight, bias, eps=self.eps, out=out)
 
 
 class Attention(Module):
-    """Multi-head self-attention with one product for queries, keys and values."""
+    """Multi-head self-attention with one product for queries, keys and values.
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    bias: of the products. window: as in `ops.attention`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        bias: bool = True,
+        window: tuple[int, int] = (-1, -1),
+    ) -> None:
         self.num_heads = num_heads
         self.head_dim = hidden_size // num_heads
-        self.qkv = Linear(hidden_size, 3 * hidden_size)
-        self.output = Linear(hidden_size, hidden_size)
+        self.window = window
+        self.qkv = Linear(hidden_size, 3 * hidden_size, bias, grouped=True)
+        self.output = Linear(hidden_size, hidden_size, bias)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Offsets, return_weights: bool = False
+        self,
+        x: Tensor,
+        cu_seqlens: Offsets,
+        return_weights: bool = False,
+        *,
+        mask: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """x: `[total_tokens, hidden_size]`; weights: `[batch, num_heads, max_len, max_len]`."""
+        """x, residual, which is added, and the result: `[total_tokens, hidden_size]`; mask: as in
+        `ops.attention`; weights: `[batch, num_heads, max_len, max_len]`."""
         total_tokens, hidden_size = x.shape
         qkv = self.qkv(x).reshape((total_tokens, 3, self.num_heads, self.head_dim))
         result = ops.attention(
-            qkv[:, 0], qkv[:, 1], qkv[:, 2], cu_seqlens, return_weights=return_weights
+            qkv[:, 0],
+            qkv[:, 1],
+            qkv[:, 2],
+            cu_seqlens,
+            window=self.window,
+            mask=mask,
+            return_weights=return_weights,
         )
         context, weights = result if return_weights else (result, None)
-        return self.output(context.reshape((total_tokens, hidden_size))), weights
+        context = context.reshape((total_tokens, hidden_size))
+        return self.output(context, residual=residual), weights
 
 
 class FeedForward(Module):
-    """Two products with an activation between them, or `down(activation(gate(x)) * up(x))`."""
+    """Two products with an activation between them, or `down(activation(gate(x)) * up(x))`.
+
+    grouped: of the first one's weight, see `Parameter`.
+    """
 
     def __init__(
         self,
@@ -115,10 +168,11 @@ class FeedForward(Module):
         *,
         gated: bool = False,
         bias: bool = True,
+        grouped: bool = False,
     ) -> None:
         self.activation = activation
         width = 2 * intermediate_size if gated else intermediate_size
-        self.up = Linear(hidden_size, width, bias, gated=gated)
+        self.up = Linear(hidden_size, width, bias, gated=gated, grouped=grouped)
         self.down = Linear(intermediate_size, hidden_size, bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

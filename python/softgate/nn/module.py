@@ -14,6 +14,9 @@ from softgate._core import PackedWeight, RecurrentWeight, Tensor
 
 FloatArray = npt.NDArray[np.float32]
 
+_INTEGERS = ("int8", "int4")
+_GROUP = 32  # of ops.pack_groups
+
 # In the order of ops.pack_recurrent.
 RECURRENT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
@@ -23,7 +26,9 @@ class Parameter:
 
     It is kept on `device` in `dtype`, which `Module.to` changes. A packed one is laid out for
     `ops.linear` when it is filled, and only then kept: on the CPU as `dtype`, which may have fewer
-    bits, and with the rows [gate; up] when `gated`; see `ops.pack`.
+    bits, and with the rows [gate; up] when `gated`; see `ops.pack`. A `grouped` one has, as "int8",
+    a scale for each group of 32 columns, if they are a multiple of that, and so has what it is
+    multiplied by: for inputs with columns much larger than the others.
     """
 
     def __init__(
@@ -33,6 +38,7 @@ class Parameter:
         init: float | None = None,
         dtype: ops.WeightType = "float32",
         gated: bool = False,
+        grouped: bool = False,
     ) -> None:
         self.shape = shape
         self.packed = packed
@@ -40,6 +46,7 @@ class Parameter:
         self.device = "cpu"
         self.dtype: str = dtype
         self.gated = gated
+        self.grouped = grouped
         self.value: Any = None  # Tensor, or PackedWeight when packed
 
     def fill(self, array: FloatArray, dtype: ops.WeightType | None = None) -> None:
@@ -48,9 +55,18 @@ class Parameter:
         array = self._checked(array)
         if self.packed:
             self.dtype = dtype or self.dtype
-            self.value = _packed(Tensor(array), self.device, self.dtype, self.gated)
+            self.value = self.pack(Tensor(array), self.device, self.dtype)
         else:
             self.value = Tensor.empty(self.shape, self.dtype, self.device).copy_(array)
+
+    def pack(self, array: Tensor, device: str, dtype: str) -> PackedWeight:
+        """Its value for `ops.linear`, elsewhere or in another dtype perhaps."""
+        if device != "cpu":
+            return ops.pack(array.to(device, dtype), gated=self.gated)
+        array = array.to("cpu", "float32")
+        if self.grouped and dtype == "int8" and array.shape[1] % _GROUP == 0:
+            return ops.pack_groups(*_in_groups(array.numpy()), bits=8, gated=self.gated)
+        return ops.pack(array, dtype=cast(ops.WeightType, dtype), gated=self.gated)
 
     def fill_quantized(
         self,
@@ -139,26 +155,35 @@ class Module:
 
     @property
     def dtype(self) -> str:
-        """Of its first parameter, as `device`."""
-        return next((p.dtype for _, p in self.named_parameters()), "float32")
+        """Of its first packed parameter, or of the first one if there is none, as `device`."""
+        parameters = [parameter for _, parameter in self.named_parameters()]
+        packed = [parameter for parameter in parameters if parameter.packed]
+        return next((parameter.dtype for parameter in packed or parameters), "float32")
 
     def to(self, device: str | None = None, dtype: str | None = None) -> Self:
         """Move all parameters to "cpu", "cuda", "cuda:1" and so on, or to another dtype.
 
         The module itself is changed and returned. On a device other than the CPU dtype may be
-        "float16" or "bfloat16", which activations then have too.
+        "float16" or "bfloat16", which activations then have too. On the CPU it says how packed
+        parameters are kept, see `ops.pack`; the others stay float32.
 
-        Raises ValueError for an unknown device, TypeError for a dtype that it does not compute in,
-        MemoryError when there is no room and RuntimeError when this build or machine has no CUDA;
-        the module is then as it was.
+        Raises ValueError for an unknown device and for weights that are quantised already and
+        would be anew, TypeError for a dtype that it does not compute in, MemoryError when there is
+        no room and RuntimeError when this build or machine has no CUDA; the module is then as it
+        was.
         """
         parameters = [parameter for _, parameter in self.named_parameters()]
-        places = [_place(device or p.device, dtype or p.dtype, p.packed) for p in parameters]
+        if dtype in _INTEGERS and any(_is_quantized(p.value) for p in parameters):
+            raise ValueError(f"to: dtype is {dtype!r}, but weights are quantised already")
+        some_packed = any(p.packed for p in parameters)
+        places = [
+            _place(device or p.device, dtype or p.dtype, p.packed, some_packed) for p in parameters
+        ]
         moved: dict[int, Any] = {}  # some share their value
         for parameter, place in zip(parameters, places, strict=True):
             value = parameter.value
             if value is not None and id(value) not in moved:
-                moved[id(value)] = _moved(value, *place, parameter.gated)
+                moved[id(value)] = _moved(parameter, *place)
         for parameter, place in zip(parameters, places, strict=True):
             parameter.device, parameter.dtype = place
             parameter.value = moved.get(id(parameter.value))
@@ -251,7 +276,7 @@ def _problems(
 
 
 def _is_quantized(value: Any) -> bool:
-    return isinstance(value, PackedWeight) and value.dtype in ("int8", "int4")
+    return isinstance(value, PackedWeight) and value.dtype in _INTEGERS
 
 
 def _to_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
@@ -276,29 +301,38 @@ def _numbered(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _place(device: str, dtype: str, packed: bool) -> tuple[str, str]:
+def _place(device: str, dtype: str, packed: bool, some_packed: bool) -> tuple[str, str]:
     """As tensors name them; raises for what there is not."""
     place = Tensor.empty(0, device=device).device
     dtypes = ("float32", "float16", "bfloat16")
     if place == "cpu":
-        dtypes = get_args(ops.WeightType) if packed else ("float32",)
+        dtypes = get_args(ops.WeightType) if some_packed else ("float32",)
     if dtype not in dtypes:
         raise TypeError(f"to: dtype is {dtype!r} on {device}, expected one of {list(dtypes)}")
-    return place, dtype
+    return place, dtype if packed or place != "cpu" else "float32"
 
 
-def _packed(array: Tensor, device: str, dtype: str, gated: bool) -> PackedWeight:
-    if device == "cpu":
-        return ops.pack(array, dtype=cast(ops.WeightType, dtype), gated=gated)
-    return ops.pack(array.to(device, dtype), gated=gated)
+def _in_groups(weight: FloatArray) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """8-bit values, and the scale of each group, to whose largest magnitude it is symmetric."""
+    rows, columns = weight.shape
+    groups = weight.reshape(rows, columns // _GROUP, _GROUP)
+    largest = np.abs(groups).max(axis=2, initial=0)
+    if not (largest <= 127 * float(np.finfo(np.float16).max)).all():
+        raise ValueError("parameter: its values are too large for int8, or not finite")
+    scales = (largest / np.float32(127)).astype(np.float16)
+    # Of tiny weights the scale may round to zero.
+    steps = np.where(scales > 0, scales, np.inf).astype(np.float32)[:, :, None]
+    values = np.clip(np.rint(groups / steps), -127, 127).astype(np.int8)
+    return values.reshape(rows, columns), scales
 
 
-def _moved(value: Any, device: str, dtype: str, gated: bool) -> Any:
+def _moved(parameter: Parameter, device: str, dtype: str) -> Any:
     """A parameter's value in another place, itself where that is the old one."""
+    value = parameter.value
     if (value.device, value.dtype) == (device, dtype):
         return value
     if isinstance(value, PackedWeight):
-        return _packed(value.unpack(), device, dtype, gated)
+        return parameter.pack(value.unpack(), device, dtype)
     if isinstance(value, RecurrentWeight):
         arrays = {name: array.to(device, dtype) for name, array in value.unpack().items()}
         return ops.pack_recurrent(value.kind, *map(arrays.get, RECURRENT_NAMES))  # type: ignore[arg-type]

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from softgate.text.stream import DecodeStream
-from softgate.text.tokenizer import Encoding, Tokenizer, check_texts
+from softgate.text.tokenizer import Encoding, Spans, Tokenizer, check_texts
 
-__all__ = ["DecodeStream", "Encoding", "Tokenizer", "check_texts"]
+__all__ = ["DecodeStream", "Encoding", "Spans", "Tokenizer", "check_texts"]

@@ -45,6 +45,18 @@ class Encoding:
     truncated: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Spans(Encoding):
+    """A text, or two that belong together, whose tokens say where they come from.
+
+    parts: 0 for tokens of the first text, 1 for those of the second, None for special tokens.
+    offsets: the characters of that text, start and end, that a token stands for.
+    """
+
+    parts: list[int | None]
+    offsets: list[tuple[int, int]]
+
+
 class Tokenizer:
     """A tokenizer, without padding, and a checkpoint's chat template.
 
@@ -205,6 +217,13 @@ class Tokenizer:
         """The id of the token that fills a batch up."""
         return self._special_id("pad")
 
+    @property
+    def mask_token(self) -> str | None:
+        """The text of the token that stands for a missing one."""
+        said = self.special_tokens.get("mask")
+        candidates = ("[MASK]", "<mask>") if said is None else (said,)
+        return next((token for token in candidates if self.token_id(token) is not None), None)
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids that `decode` leaves out."""
@@ -273,6 +292,62 @@ class Tokenizer:
                     f"texts[{index}] has {len(full)} tokens, expected at most {max_length}"
                 )
         return encodings
+
+    def encode_spans(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        max_length: int | None = None,
+        truncate: bool = True,
+    ) -> list[Spans]:
+        """Token ids of each text or pair of texts, with special tokens, and where they come from.
+
+        What is longer than `max_length` loses its end, the longer text of a pair first, if
+        `truncate`. Raises as `encode` does.
+        """
+        found = []
+        for index, given in enumerate(texts):
+            first, *others = self._tokenized(f"texts[{index}]", given)
+            second = others[0] if others else None
+            room = self._room(max_length, second is not None)
+            size = len(first) + sum(map(len, others))
+            too_long = room is not None and size > room
+            if room is not None and too_long:
+                if not truncate:
+                    raise ValueError(
+                        f"texts[{index}] has {size + (max_length or 0) - room} tokens, expected at "
+                        f"most {max_length}"
+                    )
+                if second is None:
+                    first.truncate(room)
+                else:
+                    shorter, longer = sorted((first, second), key=len)
+                    shorter.truncate(min(len(shorter), room // 2))
+                    longer.truncate(room - len(shorter))
+            found.append(self._spans(first, second, too_long))
+        return found
+
+    def encode_windows(
+        self, first: str, second: str, *, max_length: int, overlap: int
+    ) -> list[Spans]:
+        """A pair of texts whose second is cut into windows, so that each has at most `max_length`
+        tokens with the first, which is never cut, and shares `overlap` tokens with the one before.
+
+        Raises ValueError when the first leaves no room for more than the overlap.
+        """
+        head, tail = self._tokenized("texts", (first, second))
+        room = self._room(max_length, True)
+        assert room is not None
+        if len(tail) > room - len(head) and room - len(head) <= overlap:
+            raise ValueError(
+                f"the first text has {len(head)} tokens, expected at most "
+                f"{room - overlap - 1} of {max_length}"
+            )
+        if len(tail) > room - len(head):
+            tail.truncate(room - len(head), overlap)
+        windows = [tail, *tail.overflowing]
+        cut = len(windows) > 1
+        return [self._spans(head, window, cut) for window in windows]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; an id outside the vocabulary has none."""
@@ -352,10 +427,17 @@ class Tokenizer:
         """The content of a tokenizer.json that reads back as this tokenizer."""
         return str(self._tokenizer.to_str())
 
-    def to_files(self) -> dict[str, bytes]:
-        """Files, by name, that `from_checkpoint` and Hugging Face read back as this tokenizer."""
-        config = {f"{name}_token": token for name, token in self.special_tokens.items()}
+    def to_files(self, token_types: bool = False) -> dict[str, bytes]:
+        """Files, by name, that `from_checkpoint` and Hugging Face read back as this tokenizer.
+
+        token_types: the model tells the texts of a pair apart.
+        """
+        config: dict[str, Any] = {
+            f"{name}_token": token for name, token in self.special_tokens.items()
+        }
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if token_types:
+            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         files = {
             TOKENIZER: self.to_json().encode(),
             TOKENIZER_CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
@@ -363,6 +445,38 @@ class Tokenizer:
         if self.chat_template is not None:
             files[CHAT_TEMPLATE] = self.chat_template.encode()
         return files
+
+    def _tokenized(self, name: str, given: str | tuple[str, str]) -> list[Any]:
+        """The library's encodings of a text or a pair, without special tokens."""
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, Sequence) or not 1 <= len(texts) <= 2:
+            raise TypeError(f"{name} is a {type(given).__name__}, expected str or a pair of str")
+        check_texts(texts)
+        with library_errors("the tokenizer fails"):
+            return [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+    def _room(self, max_length: int | None, is_pair: bool) -> int | None:
+        """How many tokens there may be besides the special ones."""
+        if max_length is None:
+            return None
+        reserved = int(self._tokenizer.num_special_tokens_to_add(is_pair))
+        if max_length < reserved:
+            raise ValueError(
+                f"max_length is {max_length}, expected at least "
+                f"{reserved}, the special tokens of a text"
+            )
+        return max_length - reserved
+
+    def _spans(self, first: Any, second: Any, truncated: bool) -> Spans:
+        full = self._tokenizer.post_process(first, second)
+        # The library's own sequence_ids are wrong after post_process.
+        own = [0] * len(first) + [1] * (0 if second is None else len(second))
+        added = full.special_tokens_mask
+        if len(added) - sum(added) != len(own):
+            raise CheckpointError("the tokenizer's post-processor changes the tokens of a text")
+        following = iter(own)
+        parts = [None if special else next(following) for special in added]
+        return Spans(full.ids, full.type_ids, truncated, parts, full.offsets)
 
     def _special_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -1,4 +1,4 @@
-"""Weights of decoder-only models from checkpoints and into them."""
+"""Weights of models from checkpoints and into them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import numpy.typing as npt
 
 from softgate import nn, ops
 from softgate.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from softgate.checkpoint.gpt import Source, canonical_names, sources
-from softgate.checkpoint.names import check_shapes
-from softgate.models.gpt_config import GptConfig
+from softgate.checkpoint.names import Source, check_shapes
 
 Array = npt.NDArray[Any]
 
@@ -23,20 +21,19 @@ _STORED: Mapping[str, ops.WeightType] = {"F16": "float16", "BF16": "bfloat16"}
 
 
 def load_weights(
-    model: nn.Module, config: GptConfig, checkpoint: Checkpoint, dtype: ops.WeightType | None
+    model: nn.Module,
+    table: Mapping[str, Source],
+    names: Mapping[str, str],
+    checkpoint: Checkpoint,
+    dtype: ops.WeightType | None,
 ) -> None:
-    """Fill a model's parameters; dtype as in `softgate.load`.
+    """Fill a model's parameters from those of a family's table.
 
-    Raises CheckpointError when the checkpoint does not fit, ValueError for a dtype where the
-    weights are quantised by softgate.
+    names: the checkpoint's tensors, by the name that the table has for each. dtype: as in
+    `softgate.load`; parameters on a device other than the CPU keep theirs.
+
+    Raises CheckpointError when the checkpoint does not fit.
     """
-    if checkpoint.packed:
-        if dtype is not None:
-            raise ValueError(f"dtype is {dtype!r}, expected None: the weights are quantised")
-        _load_packed(model, checkpoint)
-        return
-    table = _sources(model, config)
-    names = canonical_names(config.model_type, checkpoint.tensors, config.tie_word_embeddings)
     check_shapes(
         {
             name: shape
@@ -47,7 +44,7 @@ def load_weights(
     )
     for name, parameter in model.named_parameters():
         source = table[name].renamed(names)
-        if not parameter.packed:
+        if not parameter.packed or parameter.device != "cpu":
             parameter.fill(source.load(checkpoint.tensors))
         elif dtype is None and (found := source.load_quantized(checkpoint)) is not None:
             parameter.fill_quantized(
@@ -59,18 +56,39 @@ def load_weights(
             parameter.fill(source.load(checkpoint.tensors), dtype or kept)
 
 
+def load_packed(model: nn.Module, checkpoint: Checkpoint, dtype: ops.WeightType | None) -> None:
+    """Fill a model's parameters from softgate's own format.
+
+    Raises CheckpointError when the checkpoint does not fit, ValueError for a dtype: the weights are
+    quantised by softgate already.
+    """
+    if dtype is not None:
+        raise ValueError(f"dtype is {dtype!r}, expected None: the weights are quantised")
+    for name, parameter in model.named_parameters():
+        if parameter.packed:
+            parameter.dtype = _STORED.get(checkpoint.dtypes.get(name, ""), "float32")
+    try:
+        model.load_state_dict(checkpoint.tensors)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.spec}: {error}") from None
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Are some weights integers?"""
+    return any(parameter.value.dtype in _QUANTIZED for _, parameter in model.named_parameters())
+
+
 def save_weights(
     model: nn.Module,
-    config: GptConfig,
+    table: Mapping[str, Source],
+    config: Mapping[str, Any],
     folder: str | os.PathLike[str],
     files: Mapping[str, Path | bytes],
 ) -> None:
     """Write config, weights and further files, in softgate's own format if some are quantised."""
-    said = config.to_dict()
-    packed = any(p.value.dtype in _QUANTIZED for _, p in model.named_parameters())
+    packed = is_quantized(model)
     tensors: dict[str, Array] = {}
     bfloat16: set[str] = set()
-    table = {} if packed else _sources(model, config)
     for name, parameter in model.named_parameters():
         dtype = parameter.value.dtype
         if packed:
@@ -82,22 +100,8 @@ def save_weights(
         elif dtype == "bfloat16":
             bfloat16 |= parts.keys()
         tensors |= parts
+    said = dict(config)
     if not packed:
-        said["torch_dtype"] = dict(model.named_parameters())["embedding"].value.dtype
+        weights = (parameter for _, parameter in model.named_parameters() if parameter.packed)
+        said["torch_dtype"] = next(weights).value.dtype
     save_checkpoint(folder, said, tensors, files, bfloat16=bfloat16, packed=packed)
-
-
-def _load_packed(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Weights in softgate's own format."""
-    for name, parameter in model.named_parameters():
-        if parameter.packed:
-            parameter.dtype = _STORED.get(checkpoint.dtypes.get(name, ""), "float32")
-    try:
-        model.load_state_dict(checkpoint.tensors)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.spec}: {error}") from None
-
-
-def _sources(model: nn.Module, config: GptConfig) -> dict[str, Source]:
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    return sources(config.model_type, shapes, config.num_attention_heads, config.kv_heads)
