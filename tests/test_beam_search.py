@@ -112,6 +112,7 @@ def test_a_first_token_equals_hugging_face(models: tuple[Gpt, Any, list[int]]) -
     assert {one.token_ids[0] for one in found} == {17}
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_texts_do_not_depend_on_the_batch(models: tuple[Gpt, Any, list[int]]) -> None:
     ours, _, ends = models
     settings = BeamSearch(num_beams=5, num_return=5, stop_tokens=ends, max_new_tokens=12)
@@ -206,7 +207,7 @@ def test_everything_may_be_forbidden() -> None:
 
 def test_never_goes_by_the_present_length_where_short_texts_are_favoured() -> None:
     shares = {0: [0.73, 0.07, 0.2], 1: [0.34, 0.33, 0.33]}  # after the first step, by last token
-    steps = iter([shares, {key: [0.01, 0.01, 0.98] for key in shares}, shares, shares])
+    steps = iter([shares, {token: [0.01, 0.01, 0.98] for token in (0, 1)}, shares, shares])
 
     def advance(tokens: Any, parents: Any) -> Any:
         after = next(steps)
