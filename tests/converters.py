@@ -12,12 +12,11 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import g2p
 import numpy as np
 import numpy.typing as npt
 from softgate.checkpoint.recurrent import from_keras, torch_names
@@ -26,6 +25,8 @@ from softgate.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from softgate.text import Tokenizer
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
+
+from tests import g2p
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -202,6 +203,93 @@ def netra_ids(word: str, assets: Mapping[str, Any]) -> list[int]:
     index = assets["eng_tokenizer"].word_index
     ids = [index[letter] for letter in word]
     return ids + [0] * (assets["max_eng_len"] - len(ids))
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+class NumpyNetra:
+    """The network as Keras states it, a word and a token at a time, in float64: an oracle."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self.arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
+
+    def gru(self, layer: str, x: Array, h: Array) -> Array:
+        """One step of a GRU with reset_after."""
+        kernel, recurrent_kernel, bias = (self.arrays[f"{layer}/cell/{i}"] for i in range(3))
+        z_x, r_x, h_x = np.split(x @ kernel + bias[0], 3)
+        z_h, r_h, h_h = np.split(h @ recurrent_kernel + bias[1], 3)
+        z = sigmoid(z_x + z_h)
+        return z * h + (1 - z) * np.tanh(h_x + sigmoid(r_x + r_h) * h_h)
+
+    def read(self, ids: list[int]) -> Array:
+        x = self.arrays["embedding/0"][ids]
+        both = []
+        for side, order in (("forward", x), ("backward", x[::-1])):
+            h, states = np.zeros(64), []
+            for row in order:
+                h = self.gru(f"bidirectional/{side}_layer", row, h)
+                states.append(h)
+            both.append(np.array(states if side == "forward" else states[::-1]))
+        dense = self.arrays["time_distributed/layer/0"], self.arrays["time_distributed/layer/1"]
+        return np.hstack(both) @ dense[0] + dense[1]
+
+    def step(self, token: int, h: Array, memory: Array) -> tuple[Array, Array]:
+        h = self.gru("gru", self.arrays["embedding_1/0"][token], h)
+        scores = np.tanh(h + memory) @ self.arrays["additive_attention/0"]
+        weights = np.exp(scores - scores.max())
+        context = weights / weights.sum() @ memory
+        return np.hstack([h, context]) @ self.arrays["dense/0"] + self.arrays["dense/1"], h
+
+    def logits(self, ids: list[int], target: list[int]) -> Array:
+        h, memory, rows = np.zeros(64), self.read(ids), []
+        for token in target:
+            row, h = self.step(token, h, memory)
+            rows.append(row)
+        return np.array(rows)
+
+
+# Beam search
+
+
+def numpy_beams(
+    step: Callable[[int, Any], tuple[Array, Any]],
+    state: Any,
+    *,
+    start: int,
+    end: int,
+    width: int,
+    longest: int,
+) -> list[tuple[float, list[int]]]:
+    """The best targets by log-probability over length, the best first: an oracle.
+
+    step: a token and a state to what may follow and the state after it; a beam at a time.
+    """
+    beams: list[tuple[float, list[int], Any]] = [(0.0, [start], state)]
+    finished: list[tuple[float, list[int]]] = []
+    for length in range(1, longest + 1):
+        grown, states = [], []
+        for total, tokens, state in beams:
+            logits, after = step(tokens[-1], state)
+            shifted = logits.ravel() - logits.max()
+            grown.append(total + shifted - np.log(np.exp(shifted).sum()))
+            states.append(after)
+        following: list[tuple[float, list[int], Any]] = []
+        order = np.argsort(-np.concatenate(grown), kind="stable")[: 2 * width]
+        for rank, place in enumerate(order.tolist()):
+            beam, token = divmod(place, grown[0].size)
+            total, tokens = float(grown[beam][token]), [*beams[beam][1], token]
+            if token == end or length == longest:
+                if rank < width:
+                    finished.append((total / length, tokens[1:]))
+            elif len(following) < width:
+                following.append((total, tokens, states[beam]))
+        finished = sorted(finished, key=lambda one: -one[0])[:width]
+        beams = following
+        if not beams or (len(finished) == width and beams[0][0] / length <= finished[-1][0]):
+            break
+    return finished
 
 
 # textgenrnn: letters, two LSTM layers, and attention to all of a window.

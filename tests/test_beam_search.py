@@ -112,6 +112,7 @@ def test_a_first_token_equals_hugging_face(models: tuple[Gpt, Any, list[int]]) -
     assert {one.token_ids[0] for one in found} == {17}
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_texts_do_not_depend_on_the_batch(models: tuple[Gpt, Any, list[int]]) -> None:
     ours, _, ends = models
     settings = BeamSearch(num_beams=5, num_return=5, stop_tokens=ends, max_new_tokens=12)

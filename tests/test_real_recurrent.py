@@ -74,6 +74,31 @@ def test_g2p_with_beams_is_right_as_often(
     assert right(num_beams=4) >= right(**GREEDY) > 0.6
 
 
+def same_beams(model: Seq2Seq, sources: list[list[int]], longest: int, step: Any, read: Any) -> int:
+    """How many of the sources have the targets that the oracle finds; scores must be equal."""
+    found = model.generate(sources, num_beams=4, num_return=4, max_new_tokens=longest)
+    start, (end,) = model.config.bos_token_id, model.config.eos_token_ids
+    same = 0
+    for source, hypotheses in zip(sources, found, strict=True):
+        expected = converters.numpy_beams(
+            step(source), read(source), start=start, end=end, width=4, longest=longest
+        )
+        scores = [one.score for one in hypotheses]
+        np.testing.assert_allclose(scores, [score for score, _ in expected], atol=1e-4)
+        same += [one.token_ids for one in hypotheses] == [ids for _, ids in expected]
+    return same
+
+
+def test_g2p_finds_the_beams_that_numpy_finds(
+    g2p_model: Seq2Seq, g2p_weights: Any, words: list[str]  # noqa: F811
+) -> None:  # fmt: skip
+    oracle = NumpyG2p(g2p_weights)
+    assert g2p_model.source_tokenizer is not None
+    sources = [g2p_model.source_tokenizer.ids(word) for word in words[:100]]
+    same = same_beams(g2p_model, sources, LONGEST, lambda source: oracle.step, oracle.read)
+    assert same == 100
+
+
 def test_g2p_survives_saving(g2p_model: Seq2Seq, tmp_path: Path) -> None:
     g2p_model.save(tmp_path)
     again = softgate.load(tmp_path)
@@ -97,72 +122,6 @@ def netra_model(netra: Any) -> Seq2Seq:
     return converters.netra_model(*netra)
 
 
-def sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
-
-
-class NumpyNetra:
-    """The network as Keras states it, a word at a time, in float64."""
-
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self.arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
-
-    def gru(self, layer: str, x: Array, h: Array) -> Array:
-        """One step of a GRU with reset_after."""
-        kernel, recurrent_kernel, bias = (self.arrays[f"{layer}/cell/{i}"] for i in range(3))
-        z_x, r_x, h_x = np.split(x @ kernel + bias[0], 3)
-        z_h, r_h, h_h = np.split(h @ recurrent_kernel + bias[1], 3)
-        z = sigmoid(z_x + z_h)
-        return z * h + (1 - z) * np.tanh(h_x + sigmoid(r_x + r_h) * h_h)
-
-    def read(self, ids: list[int]) -> Array:
-        x = self.arrays["embedding/0"][ids]
-        both = []
-        for side, order in (("forward", x), ("backward", x[::-1])):
-            h, states = np.zeros(64), []
-            for row in order:
-                h = self.gru(f"bidirectional/{side}_layer", row, h)
-                states.append(h)
-            both.append(np.array(states if side == "forward" else states[::-1]))
-        dense = self.arrays["time_distributed/layer/0"], self.arrays["time_distributed/layer/1"]
-        return np.hstack(both) @ dense[0] + dense[1]
-
-    def step(self, token: int, h: Array, memory: Array) -> tuple[Array, Array]:
-        h = self.gru("gru", self.arrays["embedding_1/0"][token], h)
-        scores = np.tanh(h + memory) @ self.arrays["additive_attention/0"]
-        weights = np.exp(scores - scores.max())
-        context = weights / weights.sum() @ memory
-        return np.hstack([h, context]) @ self.arrays["dense/0"] + self.arrays["dense/1"], h
-
-    def logits(self, ids: list[int], target: list[int]) -> Array:
-        h, memory, rows = np.zeros(64), self.read(ids), []
-        for token in target:
-            row, h = self.step(token, h, memory)
-            rows.append(row)
-        return np.array(rows)
-
-    def beams(self, ids: list[int], start: int, end: int, width: int, longest: int) -> list[int]:
-        """The likeliest target that the package's own search finds, without its start."""
-        memory, finished = self.read(ids), []
-        beams = [([start], 1.0, np.zeros(64))]
-        for _ in range(longest):
-            grown = []
-            for tokens, likelihood, h in beams:
-                logits, after = self.step(tokens[-1], h, memory)
-                share = np.exp(logits - logits.max())
-                share /= share.sum()
-                for token in np.argsort(share)[-width:].tolist():
-                    if share[token] > 1e-8:
-                        grown.append(([*tokens, token], likelihood * share[token], after))
-            is_done = [one[0][-1] == end or len(one[0]) >= longest for one in grown]
-            finished += [one for one, done in zip(grown, is_done, strict=True) if done]
-            beams = [one for one, done in zip(grown, is_done, strict=True) if not done]
-            beams = sorted(beams, key=lambda one: -one[1])[:width]
-            if not beams or len(finished) >= width:
-                break
-        return max(finished + beams, key=lambda one: one[1])[0][1:]
-
-
 @pytest.mark.usefixtures("isa")
 def test_netra_equals_keras_layers(netra: Any, words: list[str]) -> None:
     arrays, assets = netra
@@ -172,7 +131,7 @@ def test_netra_equals_keras_layers(netra: Any, words: list[str]) -> None:
     targets = [[bos, *(7 * i + np.arange(i % 9)) % 81] for i in range(20)]
     found = model(sources, targets).logits
     expected = [
-        NumpyNetra(arrays).logits(source, target)
+        converters.NumpyNetra(arrays).logits(source, target)
         for source, target in zip(sources, targets, strict=True)
     ]
     np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-4, atol=2e-4)
@@ -190,20 +149,58 @@ def test_netra_writes_khmer(netra: Any, netra_model: Seq2Seq) -> None:
     assert texts[2][0] == "អង្ករ"
 
 
+def package_search(
+    network: converters.NumpyNetra, ids: list[int], start: int, end: int, width: int, longest: int
+) -> list[int]:
+    """The likeliest target that the package's own search finds, without its start."""
+    memory, finished = network.read(ids), []
+    beams = [([start], 1.0, np.zeros(64))]
+    for _ in range(longest):
+        grown = []
+        for tokens, likelihood, h in beams:
+            logits, after = network.step(tokens[-1], h, memory)
+            share = np.exp(logits - logits.max())
+            share /= share.sum()
+            for token in np.argsort(share)[-width:].tolist():
+                if share[token] > 1e-8:
+                    grown.append(([*tokens, token], likelihood * share[token], after))
+        is_done = [one[0][-1] == end or len(one[0]) >= longest for one in grown]
+        finished += [one for one, done in zip(grown, is_done, strict=True) if done]
+        beams = [one for one, done in zip(grown, is_done, strict=True) if not done]
+        beams = sorted(beams, key=lambda one: -one[1])[:width]
+        if not beams or len(finished) >= width:
+            break
+    return max(finished + beams, key=lambda one: one[1])[0][1:]
+
+
 def test_netra_finds_what_its_own_search_finds(
     netra: Any, netra_model: Seq2Seq, words: list[str]
 ) -> None:
     arrays, assets = netra
     khmer = assets["khm_tokenizer"].word_index
-    oracle, compared = NumpyNetra(arrays), 0
+    oracle, compared = converters.NumpyNetra(arrays), 0
     sources = [converters.netra_ids(word, assets) for word in words[:60]]
     found = netra_model.generate(sources, num_beams=3, length_penalty=0.0, max_new_tokens=31)
     for source, (best,) in zip(sources, found, strict=True):
-        expected = oracle.beams(source, khmer["\t"], khmer["\n"], 3, 32)
+        expected = package_search(oracle, source, khmer["\t"], khmer["\n"], 3, 32)
         if expected[-1] == khmer["\n"]:  # it also gives texts that it has not finished
             assert best.token_ids == expected
             compared += 1
     assert compared > 30
+
+
+def test_netra_finds_the_beams_that_numpy_finds(
+    netra: Any, netra_model: Seq2Seq, words: list[str]
+) -> None:
+    arrays, assets = netra
+    oracle = converters.NumpyNetra(arrays)
+    sources = [converters.netra_ids(word, assets) for word in words[:60]]
+
+    def step(source: list[int]) -> Callable[[int, Array], tuple[Array, Array]]:
+        memory = oracle.read(source)
+        return lambda token, h: oracle.step(token, h, memory)
+
+    assert same_beams(netra_model, sources, 24, step, lambda source: np.zeros(64)) == 60
 
 
 def test_netra_greedily(netra: Any, netra_model: Seq2Seq, words: list[str]) -> None:
@@ -212,7 +209,7 @@ def test_netra_greedily(netra: Any, netra_model: Seq2Seq, words: list[str]) -> N
     found = netra_model.generate(sources, **GREEDY, max_new_tokens=24)
     for source, (best,) in zip(sources, found, strict=True):
         target = [netra_model.config.bos_token_id, *best.token_ids]
-        logits = NumpyNetra(arrays).logits(source, target[:-1])
+        logits = converters.NumpyNetra(arrays).logits(source, target[:-1])
         assert logits.argmax(axis=1).tolist() == best.token_ids
 
 
@@ -240,8 +237,8 @@ def numpy_textgenrnn(arrays: Mapping[str, Array], window: list[int]) -> Array:
         outputs = []
         for row in x:
             i, f, candidate, o = np.split(row @ kernel + h @ recurrent_kernel + bias, 4)
-            c = sigmoid(f) * c + sigmoid(i) * np.tanh(candidate)
-            h = sigmoid(o) * np.tanh(c)
+            c = converters.sigmoid(f) * c + converters.sigmoid(i) * np.tanh(candidate)
+            h = converters.sigmoid(o) * np.tanh(c)
             outputs.append(h)
         x = np.array(outputs)
         features.append(x)

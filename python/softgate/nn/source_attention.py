@@ -16,7 +16,7 @@ IntArray = npt.NDArray[np.integer[Any]]
 SourceAttentionKind = Literal["additive", "dot", "general", "concat"]
 
 # Numbers in one intermediate array, which is taken in parts that keep to it.
-_MOST_NUMBERS = 1 << 22
+_MOST_NUMBERS = 1 << 18
 
 
 @dataclass(frozen=True)
