@@ -190,6 +190,29 @@ PACKED_LINEAR = [case for packed in PACKED for case in _packed_cases(packed)]
 
 
 @dataclass(frozen=True)
+class GatherCase(Case):
+    tokens: int
+    rows: int
+    columns: int
+    packed: str = "int8"
+    gated: bool = False
+    scale: float = 3.7
+    residual: bool = True
+    layout: str = "contiguous"
+    id_type: str = "int32"
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        draw = lambda *shape: place(random.standard_normal(shape).astype(dtype), self.layout)  # noqa: E731
+        return {
+            "weight": draw(self.rows, self.columns),
+            "ids": random.integers(0, self.rows, self.tokens, dtype=self.id_type),
+            "scale": self.scale,
+            "residual": draw(self.tokens, self.columns) if self.residual else None,
+        }
+
+
+@dataclass(frozen=True)
 class AttentionCase(Case):
     lengths: tuple[int, ...]  # of the queries
     key_lengths: tuple[int, ...] | None = None

@@ -46,6 +46,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def rows_of_any_number() -> Iterator[None]:
+    """avx512 instead of AMX, which rounds float products of fewer than 16 rows otherwise."""
+    before = softgate.isa()
+    softgate.set_isa("avx512" if before == "amx" else before)
+    yield
+    softgate.set_isa(before)
+
+
+@pytest.fixture
 def thread_counts() -> Iterator[Iterator[int]]:
     """Counts to loop over, each in force during its turn."""
     before = softgate.num_threads()

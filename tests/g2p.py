@@ -148,18 +148,27 @@ class NumpyG2p:
         return [self.word(word) for word in words]
 
     def word(self, word: str) -> list[str]:
-        h = np.zeros((1, HIDDEN), np.float32)
-        for letter in letter_ids(word):
-            h = self.cell("enc", self.weights["enc_emb"][[letter]], h)
+        h = self.read(letter_ids(word))
         said: list[int] = []
         phoneme = START
         while len(said) < LONGEST:
-            h = self.cell("dec", self.weights["dec_emb"][[phoneme]], h)
-            phoneme = int((h @ self.weights["fc_w"].T + self.weights["fc_b"]).argmax())
+            logits, h = self.step(phoneme, h)
+            phoneme = int(logits.argmax())
             if phoneme == END:
                 break
             said.append(phoneme)
         return [PHONEMES[phoneme] for phoneme in said]
+
+    def read(self, letters: Sequence[int]) -> FloatArray:
+        h = np.zeros((1, HIDDEN), np.float32)
+        for letter in letters:
+            h = self.cell("enc", self.weights["enc_emb"][[letter]], h)
+        return h
+
+    def step(self, phoneme: int, h: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What may follow, and the next state."""
+        h = self.cell("dec", self.weights["dec_emb"][[phoneme]], h)
+        return h @ self.weights["fc_w"].T + self.weights["fc_b"], h
 
     def cell(self, name: str, x: FloatArray, h: FloatArray) -> FloatArray:
         w_ih, w_hh, b_ih, b_hh = (

@@ -46,6 +46,14 @@ extern "C" __global__ void mma_m16n8k16_f32_bf16(const uint32_t* in, uint32_t* o
   multiply(in, out, [](auto& d, auto... operands) { ptx::mma_m16n8k16_f32_bf16(d, operands...); });
 }
 
+extern "C" __global__ void mma_m16n8k32_s32_s8(const uint32_t* in, uint32_t* out) {
+  const uint32_t* x = mine(in);
+  int32_t d[4];
+  for (int i = 0; i < 4; ++i) d[i] = static_cast<int32_t>(x[6 + i]) >> 8;
+  ptx::mma_m16n8k32_s32_s8(d, ptx::Fragment{{x[0], x[1], x[2], x[3]}}, x[4], x[5]);
+  for (int i = 0; i < 4; ++i) mine(out)[i] = static_cast<uint32_t>(d[i]);
+}
+
 // Four of each lane's words in shared memory, of which this lane addresses another's.
 __device__ __forceinline__ const void* row(const uint32_t* in) {
   auto* shared = reinterpret_cast<uint32_t*>(softgate::cuda::shared_memory());
@@ -65,6 +73,21 @@ extern "C" __global__ void ldmatrix_x4_trans(const uint32_t* in, uint32_t* out) 
 extern "C" __global__ void ld_shared_v4_u32(const uint32_t* in, uint32_t* out) {
   const uint4 words = ptx::ld_shared_v4_u32(row(in));
   store(out, {words.x, words.y, words.z, words.w});
+}
+
+extern "C" __global__ void ld_shared_v2_u32(const uint32_t* in, uint32_t* out) {
+  const uint2 words = ptx::ld_shared_v2_u32(row(in));
+  store(out, {words.x, words.y, 0, 0});
+}
+
+extern "C" __global__ void ld_global_nc_v4_u32(const uint32_t* in, uint32_t* out) {
+  const uint4 words = ptx::ld_global_nc_v4_u32(mine(in) + 4);
+  store(out, {words.x, words.y, words.z, words.w});
+}
+
+extern "C" __global__ void ld_global_nc_v2_u32(const uint32_t* in, uint32_t* out) {
+  const uint2 words = ptx::ld_global_nc_v2_u32(mine(in) + 6);
+  store(out, {words.x, words.y, 0, 0});
 }
 
 // Two groups; of the second only some lanes copy something.
@@ -114,9 +137,11 @@ extern "C" __attribute__((visibility("default"))) const char* simt_wrapper(const
     void (*kernel)(const std::uint32_t*, std::uint32_t*);
   } kernels[] = {
 #define WRAPPER(name) {#name, wrappers::name}
-      WRAPPER(mma_m16n8k16_f32_f16), WRAPPER(mma_m16n8k16_f32_bf16), WRAPPER(ldmatrix_x4),
-      WRAPPER(ldmatrix_x4_trans),    WRAPPER(ld_shared_v4_u32),      WRAPPER(cp_async_16),
-      WRAPPER(ex2_approx_ftz),       WRAPPER(cvt_rn_f16x2),          WRAPPER(cvt_rn_bf16x2),
+      WRAPPER(mma_m16n8k16_f32_f16), WRAPPER(mma_m16n8k16_f32_bf16), WRAPPER(mma_m16n8k32_s32_s8),
+      WRAPPER(ldmatrix_x4),          WRAPPER(ldmatrix_x4_trans),     WRAPPER(ld_shared_v4_u32),
+      WRAPPER(ld_shared_v2_u32),     WRAPPER(ld_global_nc_v4_u32),   WRAPPER(ld_global_nc_v2_u32),
+      WRAPPER(cp_async_16),          WRAPPER(ex2_approx_ftz),        WRAPPER(cvt_rn_f16x2),
+      WRAPPER(cvt_rn_bf16x2),
   };
   for (const auto& [known, kernel] : kernels) {
     if (std::strcmp(known, name) != 0) continue;

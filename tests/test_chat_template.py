@@ -238,7 +238,7 @@ def test_saved_files_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "template", "message"),
     [
-        ([], None, "tokenizer_config.json is not an object"),
+        ([], None, "tokenizer_config.json: expected a JSON object"),
         ({"bos_token": 1}, None, "tokenizer_config.json: bos_token is 1"),
         ({"bos_token": {"content": [1]}}, None, "tokenizer_config.json: bos_token is .1."),
         ({"chat_template": 5}, None, "tokenizer_config.json: chat_template is 5"),

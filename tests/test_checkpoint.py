@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import safetensors.numpy
 from softgate._files import atomic_write
 from softgate.checkpoint import CheckpointError, open_checkpoint, save_checkpoint
 from softgate.checkpoint.safetensors import DTYPES, SafetensorsFile
+from softgate.checkpoint.source import find_checkpoint
 from weights import minilm  # noqa: F401
 
 Header = dict[str, Any]
@@ -378,10 +380,10 @@ def test_bad_config(folder: Path) -> None:
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "other.safetensors"])
+@pytest.mark.parametrize("name", ["model.bin", "other.safetensors"])
 def test_other_weights_are_named(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
-    with pytest.raises(CheckpointError, match=f"only {name}; softgate reads safetensors"):
+    with pytest.raises(CheckpointError, match=f"index of such files, only {name}"):
         open_checkpoint(folder)
 
 
@@ -464,6 +466,26 @@ def test_hub_errors_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint("someone/something")
+
+
+@pytest.mark.parametrize("format", ["model.safetensors", "pytorch_model.bin"])
+def test_bin_is_fetched_only_where_there_is_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, format: str
+) -> None:
+    import huggingface_hub
+
+    fetched: list[list[str]] = []
+
+    def fetch(repo: str, *, allow_patterns: list[str], **options: Any) -> str:
+        fetched.append(allow_patterns)
+        if any(fnmatch.fnmatch(format, pattern) for pattern in allow_patterns):
+            (tmp_path / format).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert find_checkpoint("someone/something") == tmp_path
+    assert (tmp_path / format).exists()
+    assert len(fetched) == (2 if format.endswith(".bin") else 1)
 
 
 def test_hub_cache_is_used_offline(folder: Path, tmp_path: Path) -> None:

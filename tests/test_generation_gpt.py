@@ -94,6 +94,7 @@ def test_greedy_equals_hugging_face(family: str, penalty: float, tmp_path: Path)
     assert compared > 0.7 * 40 * len(PROMPTS)
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "top_p": 0.95, "seed": 4}], ids=str)
 def test_batches_and_threads_change_nothing(
     tiny: Gpt, settings: dict[str, Any], thread_counts: Any
@@ -106,6 +107,7 @@ def test_batches_and_threads_change_nothing(
             assert all(map(same, single, batch))
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_samples_copy_the_prompts_cache(tiny: Gpt) -> None:
     settings = {"temperature": 1.5, "seed": 9, "max_new_tokens": 10, "logprobs": True}
     samples = tiny.generate(PROMPTS[1], num_samples=4, **settings)

@@ -115,6 +115,7 @@ def test_greedy_continuation_is_that_of_hugging_face(name, loaded):
             assert token == expected[position].argmax(), position
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 @pytest.mark.parametrize("name", CASES)
 def test_a_sequence_does_not_depend_on_the_others(name, loaded):
     _, ours = loaded(name)
@@ -153,6 +154,7 @@ def test_threads_change_nothing(thread_counts):
         np.testing.assert_array_equal(result, results[0])
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_ragged_batch_in_a_cache_equals_single_rows():
     model = Gpt(GptConfig(**TINY))
     cache = model.new_cache(3, 64)
@@ -176,6 +178,7 @@ def test_sequences_without_new_tokens_have_no_last_logits():
     assert model([], [0]).shape == (0, 99)
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_truncated_cache_continues_from_there():
     model = Gpt(GptConfig(**TINY))
     ids = draw_ids(20)

@@ -22,6 +22,7 @@ import pytest
 import softgate
 import test_attention_devices
 import test_devices
+import test_linear_devices
 import test_recurrent_devices
 from cases import (
     GATES,
@@ -29,8 +30,10 @@ from cases import (
     AttentionCase,
     Case,
     EmbeddingCase,
+    GatherCase,
     LinearCase,
     NormalizeCase,
+    PackedLinearCase,
     PoolCase,
     RecurrentCase,
     SoftmaxCase,
@@ -62,7 +65,7 @@ CONVERGES = (
     "asks for: ptxrun reports a parted warp at a barrier or warp instruction (test_ptx_*.py)"
 )
 ESCAPES = {
-    r"(?!attention_kernel<\w+, Shape<\d+, false>).* warp_barrier .*": CONVERGES,
+    r"(?!attention_kernel<\w+, Shape<\d+, false>|integers_direct).* warp_barrier .*": CONVERGES,
     r"attention_kernel<\w+, Shape<\d+, false>, \w+> warp_barrier (first|middle)": CONVERGES,
     r"attention_kernel<\w+, Shape<\d+, false>, \w+> (barrier|wait) last": (
         "only a tile without keys, which has no other, needs the one before its results"
@@ -107,6 +110,8 @@ class Run:
             return test_attention_devices.run(self.case, "simt", self.dtype)
         if self.op == "recurrent":
             return test_recurrent_devices.run(self.case, "simt", self.dtype)
+        if self.op == "packed":
+            return [test_linear_devices.run(self.case, "simt", self.dtype)]
         return [test_devices.run(self.op, self.case, "simt", self.dtype)]
 
     def is_right(self, results: list[Any]) -> bool:
@@ -115,6 +120,8 @@ class Run:
                 test_attention_devices.assert_matches_reference(self.case, self.dtype, results)
             elif self.op == "recurrent":
                 test_recurrent_devices.assert_matches_reference(self.case, self.dtype, results)
+            elif self.op == "packed":
+                test_linear_devices.assert_matches_reference(self.case, *results)
             else:
                 test_devices.assert_matches_reference(self.op, self.case, *results)
         except AssertionError:
@@ -142,6 +149,41 @@ RUNS = [
     # Each tile, with a last stage that the staged sums overwrite.
     *runs("linear", [LinearCase(20, 272, 40, "gelu", True, True), LinearCase(40, 391, 40)]),
     *runs("linear", [LinearCase(40, 24, 8192), LinearCase(70, 24, 16384)]),
+    *runs(
+        "packed",
+        [*(GatherCase(5, 9, n) for n in (96, 37)), GatherCase(5, 9, 37, "float")],
+        "gather",
+    ),
+    *runs(  # in registers and not, in vectors and not
+        "packed",
+        [PackedLinearCase(5, n, 18, packed="int8") for n in (40, 37, 8200, 8201)],
+        "quantise_rows",
+    ),
+    *runs(
+        "packed",
+        [
+            PackedLinearCase(5, 96, 18, packed="int4", layout=way)
+            for way in ("contiguous", "misaligned")
+        ],
+        "quantise_groups",
+    ),
+    *runs(
+        "packed",
+        [
+            PackedLinearCase(rows, 320, 80, "silu", True, True, packed=packed)
+            for packed in ("int8", "int8_groups", "int4")
+            for rows in (5, 20)
+        ],
+        "integers_direct",
+    ),
+    *runs(
+        "packed",
+        [
+            PackedLinearCase(40, 160, 16384, packed=packed)
+            for packed in ("int8", "int8_groups", "int4")
+        ],
+        "integers_tiled",
+    ),
     *runs(
         "attention",
         [

@@ -90,9 +90,25 @@ def test_same_bits_on_any_thread_count(rows, packed, gated, thread_counts):
 def test_a_row_does_not_depend_on_the_others(rows, packed, gated):
     a, _ = prepare(PackedLinearCase(rows, 1056, 76, "silu", True, True, packed=packed, gated=gated))
     whole = ops.linear(**a)
-    for row in range(rows):
-        one = {name: a[name][row : row + 1] for name in ("x", "residual")}
-        assert_same_bits(ops.linear(**(a | one)), whole[row : row + 1])
+    # With AMX, floating-point products of fewer rows than this round differently.
+    fewest = 16 if softgate.isa() == "amx" and rows >= 16 and packed not in INTEGERS else 1
+    for row in range(rows - fewest + 1):
+        some = {name: a[name][row : row + fewest] for name in ("x", "residual")}
+        assert_same_bits(ops.linear(**(a | some)), whole[row : row + fewest])
+
+
+@pytest.mark.skipif("amx" not in softgate.isas(), reason="this CPU has no AMX")
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("packed", INTEGERS)
+@pytest.mark.parametrize("rows", [8, 16, 17, 31, 33, 70, 300])
+def test_amx_gives_the_bits_of_avx512(rows, packed, gated):
+    case = PackedLinearCase(rows, 2144, 310, "gelu", True, True, packed=packed, gated=gated)
+    results = []
+    for isa in ("amx", "avx512"):
+        softgate.set_isa(isa)
+        a, _ = prepare(case)
+        results.append(ops.linear(**a))
+    assert_same_bits(*results)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -387,7 +403,7 @@ def test_spoiled_residual_of_a_gated_weight(spoiled):
 @pytest.mark.parametrize("call", ["gather", "unpack", "quantized"])
 def test_weight_of_another_isa_is_refused(call, isa):
     weight = ops.pack(WEIGHT, dtype="int8")
-    softgate.set_isa(next(name for name in softgate.isas() if name != isa))
+    softgate.set_isa("generic" if isa != "generic" else softgate.isas()[0])
     with pytest.raises(ValueError, match=rf"^{call}: weight was packed for {isa}"):
         ops.gather(weight, np.zeros(1, int)) if call == "gather" else getattr(weight, call)()
 

@@ -4,7 +4,7 @@ import numpy as np
 import ptx
 import pytest
 from softgate import reference
-from tolerances import TOLERANCES, linear_scale
+from tolerances import TOLERANCES, packed_linear_scale
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "tanh")  # as the enum numbers them
 
@@ -42,22 +42,21 @@ def matrix(values, dtype, gap):
 
 def run(
     dtype, tile, aligned, rows, in_features, out_features,
-    activation="none", *, bias=True, residual=True, gap=8, arch=ptx.ARCH, **options,
+    activation="none", *, bias=True, residual=True, gated=False, gap=8, arch=ptx.ARCH, **options,
 ):  # fmt: skip
     """The result, checked against float64, and ptxrun's report."""
     random = np.random.default_rng(options.get("seed", 0))
+    width = out_features // 2 if gated else out_features
     a = {
         "x": matrix(random.standard_normal((rows, in_features)), dtype, gap),
         "weight": matrix(random.standard_normal((out_features, in_features)), dtype, 0),
         "bias": matrix(random.standard_normal((1, out_features)), dtype, 0)[0] if bias else None,
-        "residual": matrix(random.standard_normal((rows, out_features)), dtype, gap)
-        if residual
-        else None,
+        "residual": matrix(random.standard_normal((rows, width)), dtype, gap) if residual else None,
     }
     for array in a.values():
         if array is not None:
             array.flags.writeable = False
-    out = matrix(np.full((rows, out_features), np.nan), dtype, gap)
+    out = matrix(np.full((rows, width), np.nan), dtype, gap)
     tile_rows, tile_columns, threads, shared_bytes = TILES[tile]
     kernel = ptx.kernel(
         "cuda/linear.cu",
@@ -67,12 +66,13 @@ def run(
     strides = (array.strides[0] // out.itemsize for array in (a["x"], out, out))
     result = ptx.launch(
         kernel,
-        (-(-rows // tile_rows), -(-out_features // tile_columns)),
+        # Features of a gate are filled up to groups of four.
+        (-(-rows // tile_rows), -(-(-(-width // 4) * 8 if gated else width) // tile_columns)),
         threads,
         [
             *a.values(), out,
             *map(np.int64, (rows, in_features, out_features)), *map(np.int64, strides),
-            np.int32(ACTIVATIONS.index(activation)),
+            np.int32(ACTIVATIONS.index(activation)), np.bool_(gated),
         ],
         shared_bytes=shared_bytes,
         **options,
@@ -81,14 +81,15 @@ def run(
     assert not result.errors
     assert not result.warnings
     if gap:
-        assert np.isnan(ptx.to_float64(out.base[:, out_features:], dtype)).all()
+        assert np.isnan(ptx.to_float64(out.base[:, width:], dtype)).all()
     wide = {
         name: array if array is None else ptx.to_float64(array, dtype) for name, array in a.items()
     }
-    expected = reference.linear(**wide, activation=activation)
+    expected = reference.linear(**wide, activation=activation, gated=gated)
     # Sums are as exact as float32's; the result rounds once more.
     sums = TOLERANCES["float32"]
-    bound = sums.eps * (sums.fixed + sums.growth * np.sqrt(in_features)) * linear_scale(**wide)
+    scale = packed_linear_scale(**wide, gated=gated)
+    bound = sums.eps * (sums.fixed + sums.growth * np.sqrt(in_features)) * scale
     error = np.abs(ptx.to_float64(out, dtype) - expected)
     assert (error <= bound + 0.5 * TOLERANCES[dtype].eps * np.abs(expected)).all()
     return out, result
@@ -114,6 +115,14 @@ def test_no_instance_is_left_out():
 )
 def test_ragged(dtype, tile, aligned, options):
     run(dtype, tile, aligned, *ragged(tile, aligned), gap=8 if aligned else 3, **options)
+
+
+@pytest.mark.parametrize("more", [8, 44, 68])  # the last group ragged, or not
+@pytest.mark.parametrize(("dtype", "tile", "aligned"), INSTANCES)
+def test_gated(dtype, tile, aligned, more):
+    rows, columns, *_ = TILES[tile]
+    size = (rows + 3, 40, columns + more)
+    run(dtype, tile, aligned, *size, "silu", gated=True, gap=8 if aligned else 4)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

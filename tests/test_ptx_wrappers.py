@@ -17,9 +17,13 @@ LANES, IN, OUT = 32, 16, 4
 WRAPPERS = {
     "mma_m16n8k16_f32_f16": 0,
     "mma_m16n8k16_f32_bf16": 0,
+    "mma_m16n8k32_s32_s8": 0,
     "ldmatrix_x4": 0,
     "ldmatrix_x4_trans": 0,
     "ld_shared_v4_u32": 0,
+    "ld_shared_v2_u32": 0,
+    "ld_global_nc_v4_u32": 0,
+    "ld_global_nc_v2_u32": 0,
     "cp_async_16": 0,
     "ex2_approx_ftz": 2,
     "cvt_rn_f16x2": 0,
@@ -46,6 +50,8 @@ def random_words(name: str, random: np.random.Generator) -> np.ndarray:
         floats *= np.exp2(random.integers(-30, 20, floats.shape)).astype(np.float32)
         floats[::5, ::2] = random.choice([0.0, -0.0, np.inf, 65519.9, 65520.0, 6e-8, 3.4e38], 8)
     words = floats.view(np.uint32).copy()
+    if name.endswith("s8"):
+        return random.integers(0, 2**32, (LANES, IN), dtype=np.uint32) >> 1
     if name.startswith("mma"):
         pairs = random.standard_normal((LANES, 12)).astype(np.float32)
         if name.endswith("bf16"):

@@ -39,7 +39,7 @@ def test_ci_runs_the_commands_of_the_readme(start):
 
 
 def test_shapes_that_the_readme_states(minilm):  # noqa: F811
-    (example,) = [code for code in EXAMPLES if "output_attentions" in code]
+    (example,) = [code for code in EXAMPLES if "model.encode" in code]
     scope: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), scope)
     assert scope["vectors"].shape == (2, 384)
@@ -80,3 +80,11 @@ def test_shapes_that_the_gpt_examples_state(smollm2, tmp_path, monkeypatch):  # 
         compile(random + "\nlogits = model([1, 2, 3, 4, 5], [0, 2, 5])", "README.md", "exec"), scope
     )
     assert scope["logits"].shape == (5, 1000)
+
+
+def test_shapes_that_the_recurrent_models_state(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = [code for code in EXAMPLES if "Seq2SeqConfig(" in code]
+    scope: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["output"].attentions[0].shape == (3, 2)

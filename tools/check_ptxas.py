@@ -66,6 +66,17 @@ def launch_of(kernel: str) -> tuple[int, int]:
             return 1024, 2 * 32 * 4
         case "embedding" | "normalize" | "softmax":  # cuda/rows.cuh
             return 512, 2 * 32 * 4
+        case "gather":
+            return 128, 0
+        case "quantise_rows":  # cuda/rows.cuh
+            return 512, 2 * 32 * 4
+        case "quantise_groups":
+            return 256, 0
+        case "integers_direct":
+            return 128, 4 * numbers[0] * 8 * 20 * 4
+        case "integers_tiled":
+            unit = 512 + 256 if "Row" in kernel else 320 + 320 if "Nibbles" in kernel else 576 + 320
+            return 128, max(3 * 2 * 8 * unit, 64 * 132 * 4)
         case "pool":
             return 128, 128 * numbers[0] * 4
         case "linear":

@@ -1,5 +1,11 @@
 #include "cpu/isa.h"
 
+#if defined(__linux__) && (defined(__x86_64__) || defined(_M_X64))
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 
@@ -27,17 +33,36 @@ struct Isa {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
+#if defined(SOFTGATE_HAS_AVX512) && !defined(SOFTGATE_EMULATE_AVX512) && defined(__linux__)
+// Linux saves tiles only for processes that ask (Documentation/arch/x86/xstate.rst).
+bool runs_amx() {
+  constexpr unsigned kTileBits = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, -TILE, -INT8
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kTileBits) == kTileBits &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 std::vector<Isa> find_runnable() {
   std::vector<Isa> found;
 #if defined(SOFTGATE_HAS_AVX512) && !defined(SOFTGATE_EMULATE_AVX512)
-  if (runs_avx512()) found.push_back({"avx512", &avx512::kernels});
+  if (runs_avx512()) {
+#if defined(__linux__)
+    if (runs_amx()) found.push_back({"amx", &amx::kernels});
+#endif
+    found.push_back({"avx512", &avx512::kernels});
+  }
 #endif
 #if defined(SOFTGATE_HAS_AVX2)
   if (runs_avx2()) found.push_back({"avx2", &avx2::kernels});
 #endif
   found.push_back({"generic", &generic::kernels});
 #if defined(SOFTGATE_EMULATE_AVX512)
-  if (runs_avx2()) found.push_back({"avx512", &avx512::kernels});  // last: slower than any other
+  if (runs_avx2()) {  // last: slower than any other
+    found.push_back({"avx512", &avx512::kernels});
+    found.push_back({"amx", &amx::kernels});
+  }
 #endif
   return found;
 }
@@ -69,6 +94,10 @@ std::atomic<const Isa*>& current() {
 }  // namespace
 
 const std::string& isa() { return current().load()->name; }
+
+bool reads_packed(const std::string& packed_for) {
+  return find("packed_for", packed_for).kernels->pack == kernels().pack;
+}
 
 const std::vector<std::string>& isas() {
   static const std::vector<std::string> names = [] {

@@ -12,10 +12,13 @@ namespace softgate::cpu {
 
 struct Kernels;
 
-// "avx512" (F, BW, DQ, VL, VNNI), "avx2" (AVX2, FMA, F16C) or "generic" (x86-64-v2, or what the
-// compiler's baseline is elsewhere): the best that this CPU runs, unless SOFTGATE_ISA or set_isa
-// says otherwise.
+// "amx" (avx512 and AMX's bfloat16 and int8 tiles), "avx512" (F, BW, DQ, VL, VNNI), "avx2" (AVX2,
+// FMA, F16C) or "generic" (x86-64-v2, or what the compiler's baseline is elsewhere): the best that
+// this CPU runs, unless SOFTGATE_ISA or set_isa says otherwise.
 const std::string& isa();
+
+// Whether the kernels in use read what was packed for this ISA: amx and avx512 share their layout.
+bool reads_packed(const std::string& isa);
 
 // Those this CPU runs, best first.
 const std::vector<std::string>& isas();

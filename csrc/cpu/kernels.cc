@@ -9,9 +9,13 @@ void add_norm(const AddNormArgs<float>&);
 void attention(const AttentionArgs<float>&);
 void cached_attention(const CachedAttentionArgs<float>&);
 void embedding(const EmbeddingArgs<float>&);
-void gather(const GatherArgs&);
+void gather(const GatherArgs<float>&);
 void gru(const RecurrentArgs&);
 void linear(const PanelLinearArgs&);
+#if defined(SOFTGATE_ISA_AVX512)
+void linear_amx(const PanelLinearArgs&);
+bool splits(const PackArgs&);
+#endif
 std::int64_t linear_workspace(const PanelFormat&, std::int64_t rows, std::int64_t in_features);
 void lstm(const RecurrentArgs&);
 void normalize(const NormalizeArgs<float>&);
@@ -29,7 +33,7 @@ std::int64_t stored_panel_bytes(DType, std::int64_t depth);
 void token_logprobs(const TokenLogprobsArgs&);
 void unpack(const PackArgs&);
 
-const Kernels kernels = {
+static constexpr Kernels kTable = {
     .add_norm = add_norm,
     .attention = attention,
     .cached_attention = cached_attention,
@@ -49,6 +53,7 @@ const Kernels kernels = {
     .rotary = rotary,
     .sample = sample,
     .softmax = softmax,
+    .splits = nullptr,
     .store_panel = store_panel,
     .stored_panel_bytes = stored_panel_bytes,
     .token_logprobs = token_logprobs,
@@ -56,4 +61,21 @@ const Kernels kernels = {
     .panel_width = kPanel,
 };
 
+const Kernels kernels = kTable;
+
 }  // namespace softgate::cpu::SOFTGATE_ISA
+
+#if defined(SOFTGATE_ISA_AVX512)
+namespace softgate::cpu::amx {
+
+static constexpr Kernels table() {
+  Kernels changed = avx512::kTable;
+  changed.linear = avx512::linear_amx;
+  changed.splits = avx512::splits;
+  return changed;
+}
+
+const Kernels kernels = table();
+
+}  // namespace softgate::cpu::amx
+#endif

@@ -20,7 +20,7 @@ struct Kernels {
   void (*attention)(const AttentionArgs<float>&);
   void (*cached_attention)(const CachedAttentionArgs<float>&);
   void (*embedding)(const EmbeddingArgs<float>&);
-  void (*gather)(const GatherArgs&);
+  void (*gather)(const GatherArgs<float>&);
   void (*gru)(const RecurrentArgs&);
   void (*linear)(const PanelLinearArgs&);
   std::int64_t (*linear_workspace)(const PanelFormat&, std::int64_t rows, std::int64_t in_features);
@@ -35,6 +35,8 @@ struct Kernels {
   void (*rotary)(const RotaryArgs<float>&);
   void (*sample)(const SampleArgs&);
   void (*softmax)(const SoftmaxArgs<float>&);
+  // May `linear` split this weight (bfloat16_parts.h)? Null where it never does.
+  bool (*splits)(const PackArgs&);
   void (*store_panel)(const PanelArgs&);
   std::int64_t (*stored_panel_bytes)(DType, std::int64_t depth);
   void (*token_logprobs)(const TokenLogprobsArgs&);
@@ -49,6 +51,9 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace amx {  // avx512's, but for matrix products
 extern const Kernels kernels;
 }
 

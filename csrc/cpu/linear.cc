@@ -10,7 +10,7 @@ namespace {
 
 // One chain of fused multiply-adds per output, in the order of depth.
 template <class Stored>
-class FloatProduct {
+class FloatProduct : public VectorProduct {
  public:
   static constexpr bool kIsFloat32 =
       sizeof(typename Stored::Element) * Stored::kRow == sizeof(float) * kPanel;
@@ -37,8 +37,15 @@ class FloatProduct {
     }
   }
 
+  template <bool Wide>
+  void multiply(const Part& part, Prefetch& ahead) const {
+    with_constant<kTileRows>(part.rows,
+                             [&](auto n) { add_rows<decltype(n)::value, Wide>(part, ahead); });
+  }
+
+ private:
   template <int R, bool Wide>
-  [[gnu::noinline]] void multiply(const Part& part, Prefetch& ahead) const {
+  [[gnu::noinline]] void add_rows(const Part& part, Prefetch& ahead) const {
     const float* x = args_.x + part.row * args_.x_stride + part.range.begin;
     const std::int64_t depth = part.range.end - part.range.begin;
     Tile<R> tile;
@@ -56,7 +63,6 @@ class FloatProduct {
     store(tile, part.sums, kPanel);
   }
 
- private:
   const LinearArgs<float>& args_;
 };
 

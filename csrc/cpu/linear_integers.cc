@@ -1,7 +1,7 @@
 // linear on integer weights: rows of x are quantised first, then multiplied in integers.
-#include "cpu/dot.h"
 #include "cpu/kernels.h"
 #include "cpu/linear_task.h"
+#include "cpu/quantised_rows.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
@@ -9,60 +9,6 @@ std::int64_t linear_workspace(const PanelFormat& format, std::int64_t rows,
                               std::int64_t in_features);
 
 namespace {
-
-// x in integers, in a workspace: a row is `stretches` stretches with a scale each.
-class QuantisedRows {
- public:
-  QuantisedRows(const PanelFormat& format, std::int64_t rows, std::int64_t in_features)
-      : rows_(rows),
-        in_features_(in_features),
-        grouped_(format.grouped),
-        stretches_(format.grouped ? in_features / kGroupSize : 1),
-        // Whole vectors, and rows that do not all fall into the same sets of the cache.
-        stride_(ceil_div(in_features, kLanes) * kLanes + kLineBytes) {}
-
-  std::int64_t bytes() const { return rows_ * (stride_ * kElement + stretches_ * 3 * kFloat); }
-
-  void fill(const LinearArgs<float>& args, void* workspace) {
-    scales_ = static_cast<float*>(workspace);
-    totals_ = scales_ + rows_ * stretches_;
-    starts_ = reinterpret_cast<std::int32_t*>(totals_ + rows_ * stretches_);
-    values_ = reinterpret_cast<DotElement*>(starts_ + rows_ * stretches_);
-    for_each_row_range(rows_, in_features_ * kFloat, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t row = begin; row < end; ++row) fill_row(args.x + row * args.x_stride, row);
-    });
-  }
-
-  std::int64_t row_bytes() const { return stride_ * kElement; }
-  std::int64_t stride() const { return stride_; }
-  std::int64_t stretches() const { return stretches_; }
-  const DotElement* values(std::int64_t row) const { return values_ + row * stride_; }
-  const float* scales(std::int64_t row) const { return scales_ + row * stretches_; }
-  const float* totals(std::int64_t row) const { return totals_ + row * stretches_; }
-  const std::int32_t* starts(std::int64_t row) const { return starts_ + row * stretches_; }
-
- private:
-  static constexpr std::int64_t kElement = sizeof(DotElement);
-
-  void fill_row(const float* x, std::int64_t row) {
-    DotElement* to = values_ + row * stride_;
-    const std::int64_t i = row * stretches_;
-    if (grouped_) {
-      quantise_groups(x, stretches_, to, {scales_ + i, totals_ + i, starts_ + i});
-      return;
-    }
-    const Quantised result = quantise(x, in_features_, to, ceil_div(in_features_, kLanes) * kLanes);
-    scales_[i] = result.scale;
-    starts_[i] = result.start;
-  }
-
-  std::int64_t rows_, in_features_;
-  bool grouped_;
-  std::int64_t stretches_, stride_;
-  float *scales_ = nullptr, *totals_ = nullptr;  // scale * total
-  std::int32_t* starts_ = nullptr;
-  DotElement* values_ = nullptr;
-};
 
 // Two integer and two float sums a row, two vectors of weights and one of x stay in registers.
 constexpr int kGroupRows = kLanes == 16 ? 6 : kLanes == 8 ? 3 : 2;
@@ -77,7 +23,7 @@ SG_INLINE const std::uint8_t* as_bytes(const char* p) {
 }
 
 // int8 with a scale per row: integer sums over the whole depth.
-class RowProduct {
+class RowProduct : public VectorProduct {
  public:
   static constexpr int kManyRows = kTileRows;
   static constexpr std::int64_t kHeadBytes = kPanel * kFloat;
@@ -86,14 +32,19 @@ class RowProduct {
   static constexpr std::int64_t kStepUnits = 8;
   static constexpr std::int64_t kSliceUnits = kSliceBytes / kUnitBytes;
 
-  RowProduct(const QuantisedRows& x, std::int64_t in_features)
-      : x_(x), units_(ceil_div(in_features, kDotDepth)) {}
+  explicit RowProduct(const QuantisedRows& x) : x_(x) {}
 
-  std::int64_t units() const { return units_; }
+  std::int64_t units() const { return x_.depth() / kDotDepth; }
   std::int64_t row_bytes() const { return x_.row_bytes(); }
 
-  template <int R, bool>
-  [[gnu::noinline]] void multiply(const Part& part, Prefetch& ahead) const {
+  template <bool>
+  void multiply(const Part& part, Prefetch& ahead) const {
+    with_constant<kTileRows>(part.rows, [&](auto n) { add_rows<decltype(n)::value>(part, ahead); });
+  }
+
+ private:
+  template <int R>
+  [[gnu::noinline]] void add_rows(const Part& part, Prefetch& ahead) const {
     vi sums[R][2];
     auto* carried = reinterpret_cast<std::uint8_t*>(part.sums);
 #pragma GCC unroll 16
@@ -133,9 +84,7 @@ class RowProduct {
     }
   }
 
- private:
   const QuantisedRows& x_;
-  std::int64_t units_;
 };
 
 // A group's scales, minimums and integers, as they are stored.
@@ -202,7 +151,7 @@ struct WideGroups {
 
 // Integers with a scale per group: a chain of fused multiply-adds over the groups.
 template <class Packed>
-class GroupProduct {
+class GroupProduct : public VectorProduct {
  public:
   static constexpr int kManyRows = kGroupRows;
   // Only what is not stored as vectors read it is worth widening.
@@ -223,12 +172,14 @@ class GroupProduct {
       WideGroups::fill<Packed>(units + g * kUnitBytes, to + g * WideGroups::kBytes);
   }
 
-  template <int R, bool Wide>
+  template <bool Wide>
   void multiply(const Part& part, Prefetch& ahead) const {
-    if constexpr (Wide)
-      add_groups<WideGroups, R>(part, ahead);
-    else
-      add_groups<Packed, R>(part, ahead);
+    with_constant<Wide ? kGroupRows : kTileRows>(part.rows, [&](auto n) {
+      if constexpr (Wide)
+        add_groups<WideGroups, decltype(n)::value>(part, ahead);
+      else
+        add_groups<Packed, decltype(n)::value>(part, ahead);
+    });
   }
 
  private:
@@ -309,7 +260,7 @@ void linear_integers(const PanelLinearArgs& args) {
   QuantisedRows x(args.format, linear.rows, linear.in_features);
   x.fill(linear, args.workspace);
   if (!args.format.grouped)
-    run_linear(args, RowProduct(x, linear.in_features));
+    run_linear(args, RowProduct(x));
   else if (args.format.type == WeightType::int4)
     run_linear(args, GroupProduct<NibbleGroups>(x));
   else if (args.format.minimums)

@@ -9,7 +9,7 @@ namespace softgate::cpu::SOFTGATE_ISA {
 std::int64_t panel_bytes(const PanelFormat& format, std::int64_t in_features);
 void pack(const PackArgs& args);
 void unpack(const PackArgs& args);
-void gather(const GatherArgs& args);
+void gather(const GatherArgs<float>& args);
 
 namespace {
 
@@ -171,7 +171,7 @@ float bfloat16_to_float(std::uint16_t bits) {
 }
 
 // One column of a panel, as float32.
-void restore_column(const GatherArgs& args, char* panel, int column, float* to) {
+void restore_column(const GatherArgs<float>& args, char* panel, int column, float* to) {
   const std::int64_t depth = args.in_features;
   const auto* words = reinterpret_cast<const std::uint16_t*>(panel);
   switch (args.format.type) {
@@ -207,7 +207,7 @@ void restore_column(const GatherArgs& args, char* panel, int column, float* to) 
   }
 }
 
-std::int64_t id_at(const GatherArgs& args, std::int64_t token) {
+std::int64_t id_at(const GatherArgs<float>& args, std::int64_t token) {
   if (!args.ids) return token;
   return args.ids_are_int64 ? static_cast<const std::int64_t*>(args.ids)[token]
                             : static_cast<const std::int32_t*>(args.ids)[token];
@@ -239,7 +239,7 @@ void unpack(const PackArgs& args) {
   }
 }
 
-void gather(const GatherArgs& args) {
+void gather(const GatherArgs<float>& args) {
   const std::int64_t bytes = panel_bytes(args.format, args.in_features);
   for_each_row_range(
       args.tokens, kLanes * kFloat * args.in_features, [&](std::int64_t begin, std::int64_t end) {

@@ -5,13 +5,15 @@
 //
 // A Product knows the arithmetic of a format:
 //
-//   kManyRows               of a tile where there are several; else kTileRows
+//   kFewRows, kManyRows     of one tile, and of a tile where there are several
 //   units()                 of depth in a panel; kUnitBytes each, after kHeadBytes
 //   row_bytes()             of one row of x, as multiply reads it
 //   kSliceUnits, kStepUnits units of a slice; how many units are multiplied between prefetches
 //   kWideUnitBytes          0 where slices are read as they are stored
 //   widen(units, n, to)
-//   multiply<R, Wide>(...)  see Part
+//   multiply<Wide>(...)     see Part
+//   begin(), end()          around a thread's tasks
+//   kPrefetchesOut          pays where a tile takes longer than a prefetch does
 #pragma once
 
 #include "core/parallel.h"
@@ -26,10 +28,10 @@ void linear_integers(const PanelLinearArgs& args);
 
 namespace {  // what is not inlined needs internal linkage
 
-// A slice of one panel and the rows of a tile. Sums, [R, kPanel], carry what a product likes from
-// slice to slice; after the last they are floats.
+// A slice of one panel and the rows of a tile. Sums, [kManyRows, kPanel], carry what a product
+// likes from slice to slice; after the last those of the rows are floats.
 struct Part {
-  std::int64_t row;
+  std::int64_t row, rows;
   const char* head;   // of the panel
   const char* units;  // of the slice, packed or widened
   Range range;
@@ -47,6 +49,14 @@ struct Blocking {
 // How far ahead of a stream of panels memory is asked for.
 inline constexpr std::int64_t kAheadBytes = 4096;
 
+// What products share that have nothing to begin or to end.
+struct VectorProduct {
+  static constexpr int kFewRows = kTileRows;
+  static constexpr bool kPrefetchesOut = true;
+  void begin() const {}
+  void end() const {}
+};
+
 template <class Product>
 class LinearTask {
  public:
@@ -58,7 +68,8 @@ class LinearTask {
         out_columns_(args.format.gated ? args_.out_features / 2 : args_.out_features),
         panel_columns_(args.format.gated ? kLanes : kPanel),
         finish_(finish_for(args_.activation, args.format.gated)) {
-    blocking_.row_tiles = args_.rows <= kTileRows ? 1 : ceil_div(args_.rows, Product::kManyRows);
+    blocking_.row_tiles =
+        args_.rows <= Product::kFewRows ? 1 : ceil_div(args_.rows, Product::kManyRows);
     const std::int64_t block_tiles =
         max_int(1, kRowBlockBytes / (product.row_bytes() * Product::kManyRows));
     blocking_.row_blocks = ceil_div(blocking_.row_tiles, block_tiles);
@@ -72,7 +83,9 @@ class LinearTask {
   void run_all() const {
     parallel_for(blocking_.row_blocks * blocking_.panel_groups, 1,
                  [&](std::int64_t begin, std::int64_t end) {
+                   product_.begin();
                    for (std::int64_t task = begin; task < end; ++task) run(task);
+                   product_.end();
                  });
   }
 
@@ -102,31 +115,29 @@ class LinearTask {
   void stream(std::int64_t tile, Range panels) const {
     const std::int64_t row = first_row(tile), rows = first_row(tile + 1) - row;
     const std::int64_t step_bytes = Product::kStepUnits * Product::kUnitBytes;
-    float sums[kTileRows * kPanel];
-    with_constant<kTileRows>(rows, [&](auto count) {
-      for (std::int64_t p = panels.begin; p < panels.end; ++p) {
-        Prefetch ahead{panel(p) + kAheadBytes, static_cast<int>(ceil_div(step_bytes, kLineBytes))};
-        if (rows > 1) prefetch_out_of(p, row, rows);
-        product_.template multiply<decltype(count)::value, false>(
-            {.row = row,
-             .head = panel(p),
-             .units = panel(p) + Product::kHeadBytes,
-             .range = {0, product_.units()},
-             .is_first = true,
-             .is_last = true,
-             .sums = sums},
-            ahead);
-        finish_(args_, sums, row, rows, p * panel_columns_);
-      }
-    });
+    float sums[Product::kFewRows * kPanel];
+    for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+      Prefetch ahead{panel(p) + kAheadBytes, static_cast<int>(ceil_div(step_bytes, kLineBytes))};
+      if (Product::kPrefetchesOut && rows > 1) prefetch_out_of(p, row, rows);
+      product_.template multiply<false>({.row = row,
+                                         .rows = rows,
+                                         .head = panel(p),
+                                         .units = panel(p) + Product::kHeadBytes,
+                                         .range = {0, product_.units()},
+                                         .is_first = true,
+                                         .is_last = true,
+                                         .sums = sums},
+                                        ahead);
+      finish_(args_, sums, row, rows, p * panel_columns_);
+    }
   }
 
   void block_by_block(Range tiles, Range panels) const {
     constexpr bool kWide = Product::kWideUnitBytes > 0;
-    const std::int64_t first = first_row(tiles.begin), rows = first_row(tiles.end) - first;
     const std::int64_t wide_bytes = Product::kWideUnitBytes * Product::kSliceUnits;
-    auto* wide =
-        static_cast<char*>(scratch(static_cast<std::size_t>(wide_bytes + rows * kPanel * kFloat)));
+    constexpr std::int64_t kTileSums = Product::kManyRows * kPanel;
+    const std::int64_t sums_bytes = (tiles.end - tiles.begin) * kTileSums * kFloat;
+    auto* wide = static_cast<char*>(scratch(static_cast<std::size_t>(wide_bytes + sums_bytes)));
     auto* sums = reinterpret_cast<float*>(wide + wide_bytes);
     const std::int64_t slices = ceil_div(product_.units(), Product::kSliceUnits);
     for (std::int64_t p = panels.begin; p < panels.end; ++p) {
@@ -149,18 +160,17 @@ class LinearTask {
         }
         for (std::int64_t t = tiles.begin; t < tiles.end; ++t) {
           const std::int64_t row = first_row(t), tile_rows = first_row(t + 1) - row;
-          float* part = sums + (row - first) * kPanel;
-          if (is_last) prefetch_out_of(p, row, tile_rows);
-          with_constant<Product::kManyRows>(tile_rows, [&](auto n) {
-            product_.template multiply<decltype(n)::value, kWide>({.row = row,
-                                                                   .head = panel(p),
-                                                                   .units = units,
-                                                                   .range = range,
-                                                                   .is_first = s == 0,
-                                                                   .is_last = is_last,
-                                                                   .sums = part},
-                                                                  ahead);
-          });
+          float* part = sums + (t - tiles.begin) * kTileSums;
+          if (Product::kPrefetchesOut && is_last) prefetch_out_of(p, row, tile_rows);
+          product_.template multiply<kWide>({.row = row,
+                                             .rows = tile_rows,
+                                             .head = panel(p),
+                                             .units = units,
+                                             .range = range,
+                                             .is_first = s == 0,
+                                             .is_last = is_last,
+                                             .sums = part},
+                                            ahead);
           if (is_last) finish_(args_, part, row, tile_rows, p * panel_columns_);
         }
       }

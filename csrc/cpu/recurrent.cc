@@ -139,7 +139,8 @@ class Member {
                          .activation = Activation::none},
               .format = {},
               .panels = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
-              .workspace = nullptr});
+              .workspace = nullptr,
+              .splits = false});
       if (direction_.weights.bias_hn) start_reset_sums(block, rows);
     }
   }

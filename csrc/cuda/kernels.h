@@ -22,8 +22,10 @@ struct Kernels {
   void (*add_norm)(const AddNormArgs<T>&, Stream);
   void (*attention)(const AttentionArgs<T>&, Stream);
   void (*embedding)(const EmbeddingArgs<T>&, Stream);
+  void (*gather)(const GatherArgs<T>&, Stream);
   void (*gru)(const RecurrentStepsArgs<T>&, Stream);
   void (*linear)(const LinearArgs<T>&, Stream);
+  void (*linear_integers)(const IntegerLinearArgs<T>&, Stream);
   void (*lstm)(const RecurrentStepsArgs<T>&, Stream);
   void (*normalize)(const NormalizeArgs<T>&, Stream);
   void (*pool)(const PoolArgs<T>&, Stream);

@@ -9,12 +9,11 @@
 #include <type_traits>
 
 #include "core/check.h"
-#include "cuda/activation.cuh"
 #include "cuda/kernel.cuh"
 #include "cuda/launch.h"
+#include "cuda/linear_epilogue.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/runtime.h"
-#include "cuda/vec.cuh"
 
 namespace softgate::cuda {
 namespace linear_detail {  // not without a name, so that simt finds its kernels' names
@@ -36,10 +35,25 @@ using LargeTile = std::conditional_t<std::is_same_v<T, float>, Tile<32, 64, 2, 2
 using MediumTile = Tile<32, 32, 2, 2, 4, 4>;
 using SmallTile = Tile<16, 16, 1, 2, 8, 8>;
 
-// May rows be accessed in vectors of N elements? Rows of null may.
-template <int N, class T>
-__host__ __device__ __forceinline__ bool is_aligned(const T* p, std::int64_t stride) {
-  return reinterpret_cast<std::uintptr_t>(p) % sizeof(Vec<T, N>) == 0 && stride % N == 0;
+// ---- Columns ----
+
+// Of a gated weight, columns of the product are a group of features of the gate, then those that
+// they gate, and so on: what makes an output lies in one block.
+constexpr int kGroup = 4;
+
+template <class T>
+__host__ __device__ __forceinline__ std::int64_t columns_of(const LinearArgs<T>& args) {
+  return args.gated ? (args.out_features / 2 + kGroup - 1) / kGroup * (2 * kGroup)
+                    : args.out_features;
+}
+
+// The row of weight that is a column; past the last one the last again: those sums are not stored.
+template <class T>
+__device__ __forceinline__ int feature_of(const LinearArgs<T>& args, int column) {
+  const auto width = static_cast<int>(width_of(args));
+  if (!args.gated) return column < width ? column : width - 1;
+  const int feature = column / (2 * kGroup) * kGroup + column % kGroup;
+  return (feature < width ? feature : width - 1) + (column % (2 * kGroup) < kGroup ? 0 : width);
 }
 
 // ---- Operands in shared memory ----
@@ -58,15 +72,14 @@ __device__ __forceinline__ int chunk_offset(int row, int chunk) {
 template <class T, int kRows, int kThreads, bool kAligned>
 class Operand {
  public:
-  __device__ __forceinline__ Operand(const T* matrix, std::int64_t stride, std::int64_t first_row,
-                                     std::int64_t rows, std::int64_t depth)
+  // source(i): the row of the matrix that is the block's row i.
+  template <class Source>
+  __device__ __forceinline__ Operand(const T* matrix, std::int64_t stride, std::int64_t depth,
+                                     const Source& source)
       : offset_(chunk_offset(row(), chunk())), left_(depth - chunk() * kVec<T>) {
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      // Below the last row the last one again: those sums are never stored.
-      const std::int64_t source = first_row + row() + pass * kPassRows;
-      from_[pass] = matrix + (source < rows ? source : rows - 1) * stride + chunk() * kVec<T>;
-    }
+    for (int pass = 0; pass < kPasses; ++pass)
+      from_[pass] = matrix + source(row() + pass * kPassRows) * stride + chunk() * kVec<T>;
   }
 
   // The next kDepth elements; zeros beyond the end of the rows.
@@ -221,47 +234,35 @@ using Sums = std::conditional_t<std::is_same_v<T, float>, FmaSums<Tile>, MmaSums
 
 // ---- Epilogue ----
 
-// N columns of a row.
+// N columns of a row of out. sums: of a gated weight, what they gate is a group further on.
 template <int N, class T>
-__device__ __forceinline__ void finish(const LinearArgs<T>& args, const float* sums,
-                                       std::int64_t row, int column) {
-  Vec<float, N> values = load_vec<N>(sums);
-  const auto add = [&](const T* from) {
-    const Vec<T, N> vec = load_vec<N>(from);
-#pragma unroll
-    for (int i = 0; i < N; ++i) values[i] += static_cast<float>(vec[i]);
-  };
-  if (args.bias) add(args.bias + column);
-  activate(values.values, args.activation);
-  if (args.residual) add(args.residual + row * args.residual_stride + column);
-  Vec<T, N> out;
-#pragma unroll
-  for (int i = 0; i < N; ++i) out[i] = T(values[i]);
-  store_vec(args.out + row * args.out_stride + column, out);
+__device__ __forceinline__ void finish_group(const LinearArgs<T>& args, const float* sums,
+                                             std::int64_t row, int column) {
+  finish(args, load_vec<N>(sums), [&] { return load_vec<N>(sums + kGroup); }, row, column);
 }
 
 // A row of warps' sums, in vectors where the arguments allow.
 template <class Tile, class T>
 __device__ __forceinline__ void finish_tile(const LinearArgs<T>& args, const float* sums,
                                             std::int64_t first_row, int first_column) {
-  constexpr int kGroup = 4, kRowGroups = Tile::kColumns / kGroup;
-  const bool vectors = is_aligned<kGroup>(args.bias, 0) &&
-                       is_aligned<kGroup>(args.residual, args.residual_stride) &&
-                       is_aligned<kGroup>(args.out, args.out_stride);
+  constexpr int kRowGroups = Tile::kColumns / kGroup;
+  const auto width = static_cast<int>(width_of(args));
+  const bool vectors = finishes_vectors<kGroup>(args);
   for (int i = static_cast<int>(threadIdx.x); i < Tile::kWarpRows * kRowGroups;
        i += Tile::kThreads) {
     const int tile_row = i / kRowGroups, tile_column = i % kRowGroups * kGroup;
     const float* group = sums + sum_place<Tile::kColumns>(tile_row, tile_column);
     const std::int64_t row = first_row + tile_row;
     if (row >= args.rows) break;
+    if (args.gated && tile_column % (2 * kGroup) != 0) continue;
     // In 64 bits, nvcc 13.0 cuts the vector's store into words.
-    const int column = first_column + tile_column;
-    if (vectors && column + kGroup <= args.out_features) {
-      finish<kGroup>(args, group, row, column);
+    const int column = (first_column + tile_column) / (args.gated ? 2 : 1);
+    if (vectors && column + kGroup <= width) {
+      finish_group<kGroup>(args, group, row, column);
     } else {
 #pragma unroll 1
-      for (int j = 0; j < kGroup && column + j < args.out_features; ++j)
-        finish<1>(args, group + j, row, column + j);
+      for (int j = 0; j < kGroup && column + j < width; ++j)
+        finish_group<1>(args, group + j, row, column + j);
     }
   }
 }
@@ -280,10 +281,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 
   // Stage s: rows of x, then of weight.
   unsigned char* const shared = shared_memory();
-  Operand<T, Tile::kRows, Tile::kThreads, kAligned> x(args.x, args.x_stride, first_row, args.rows,
-                                                      args.in_features);
+  Operand<T, Tile::kRows, Tile::kThreads, kAligned> x(
+      args.x, args.x_stride, args.in_features, [&](int i) {
+        // Below the last row the last one again: those sums are not stored.
+        return first_row + i < args.rows ? first_row + i : args.rows - 1;
+      });
   Operand<T, Tile::kColumns, Tile::kThreads, kAligned> weight(
-      args.weight, args.in_features, first_column, args.out_features, args.in_features);
+      args.weight, args.in_features, args.in_features,
+      [&](int i) { return feature_of(args, first_column + i); });
   const std::int64_t steps = (args.in_features + kDepth<T> - 1) / kDepth<T>;
   const auto copy = [&](std::int64_t step, int stage) {
     if (step < steps) {
@@ -331,7 +336,7 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 template <class Tile, class T>
 bool keeps_busy(const LinearArgs<T>& args) {
   const std::int64_t blocks =
-      ceil_div(args.rows, Tile::kRows) * ceil_div(args.out_features, Tile::kColumns);
+      ceil_div(args.rows, Tile::kRows) * ceil_div(columns_of(args), Tile::kColumns);
   return args.rows > Tile::kRows / 2 && blocks >= kEnoughBlocks;
 }
 
@@ -342,7 +347,7 @@ void start(const LinearArgs<T>& args, Stream stream) {
   static_assert(kStaged <= kRing);
   launch(linear_kernel<T, Tile, kAligned>,
          {.grid = dim3(static_cast<unsigned>(ceil_div(args.rows, Tile::kRows)),
-                       static_cast<unsigned>(ceil_div(args.out_features, Tile::kColumns))),
+                       static_cast<unsigned>(ceil_div(columns_of(args), Tile::kColumns))),
           .block = dim3(Tile::kThreads),
           .shared_bytes = kRing,
           .stream = stream},

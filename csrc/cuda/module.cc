@@ -11,9 +11,13 @@ void attention(const AttentionArgs<T>&, Stream);
 template <class T>
 void embedding(const EmbeddingArgs<T>&, Stream);
 template <class T>
+void gather(const GatherArgs<T>&, Stream);
+template <class T>
 void gru(const RecurrentStepsArgs<T>&, Stream);
 template <class T>
 void linear(const LinearArgs<T>&, Stream);
+template <class T>
+void linear_integers(const IntegerLinearArgs<T>&, Stream);
 template <class T>
 void lstm(const RecurrentStepsArgs<T>&, Stream);
 template <class T>
@@ -33,8 +37,10 @@ constexpr Kernels<T> table() {
       .add_norm = add_norm<T>,
       .attention = attention<T>,
       .embedding = embedding<T>,
+      .gather = gather<T>,
       .gru = gru<T>,
       .linear = linear<T>,
+      .linear_integers = linear_integers<T>,
       .lstm = lstm<T>,
       .normalize = normalize<T>,
       .pool = pool<T>,

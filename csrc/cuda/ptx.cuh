@@ -1,7 +1,7 @@
 // One wrapper per PTX instruction, named after it; beside each, under SOFTGATE_SIMT, its meaning in
 // plain C++. Sections are those of the PTX ISA 9.0 reference. What an architecture lacks is hidden
-// here: before 8.0 m16n8k16 is two m16n8k8, an asynchronous copy a plain one, and a bf16 product
-// traps (launchers refuse it first).
+// here: before 8.0 m16n8k16 is two m16n8k8, m16n8k32 of integers dot products, an asynchronous copy
+// a plain one, and a bf16 product traps (launchers refuse it first).
 #pragma once
 
 #include <cstdint>
@@ -59,6 +59,39 @@ void mma_m16n8k16(const MmaOperands (&lanes)[32], Accumulators (&results)[32]) {
       const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
       float sum = lanes[lane].c[i];
       for (int k = 0; k < 16; ++k) sum = std::fma(a[row][k], b[k][column], sum);
+      results[lane].x[i] = sum;
+    }
+}
+
+struct IntegerOperands {
+  std::int32_t c[4];
+  std::uint32_t a[4], b[2];
+};
+struct IntegerAccumulators {
+  std::int32_t x[4];
+};
+
+// "Matrix Fragments for mma.m16n8k32" of .s8: registers hold four elements, the lowest byte that of
+// the lowest index; with group = lane / 4 and quad = lane % 4,
+//   A: element i in row group + 8 * (i / 4 % 2), column 4 * quad + i % 4 + 16 * (i / 8)
+//   B: element i in row 4 * quad + i % 4 + 16 * (i / 4), column group
+//   C: as m16n8k16
+inline void mma_m16n8k32(const IntegerOperands (&lanes)[32], IntegerAccumulators (&results)[32]) {
+  const auto byte = [](const std::uint32_t* registers, int i) {
+    return static_cast<std::int8_t>(registers[i / 4] >> i % 4 * 8);
+  };
+  std::int8_t a[16][32], b[32][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const int group = lane / 4, quad = lane % 4;
+    for (int i = 0; i < 16; ++i)
+      a[group + 8 * (i / 4 % 2)][4 * quad + i % 4 + 16 * (i / 8)] = byte(lanes[lane].a, i);
+    for (int i = 0; i < 8; ++i) b[4 * quad + i % 4 + 16 * (i / 4)][group] = byte(lanes[lane].b, i);
+  }
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+      std::int32_t sum = lanes[lane].c[i];
+      for (int k = 0; k < 32; ++k) sum += a[row][k] * b[k][column];
       results[lane].x[i] = sum;
     }
 }
@@ -147,6 +180,37 @@ __device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], const Fragm
 #endif
 }
 
+// d += a b in 8-bit integers: 16 x 8 += 16 x 32 times 32 x 8. Layouts at meaning::mma_m16n8k32.
+__device__ __forceinline__ void mma_m16n8k32_s32_s8(std::int32_t (&d)[4], const Fragment& a,
+                                                    std::uint32_t b0, std::uint32_t b1) {
+#ifdef SOFTGATE_SIMT
+  const auto sum = simt::warp_collective<meaning::IntegerOperands, meaning::IntegerAccumulators>(
+      "mma_m16n8k32_s32_s8", {{d[0], d[1], d[2], d[3]}, {a.x[0], a.x[1], a.x[2], a.x[3]}, {b0, b1}},
+      meaning::mma_m16n8k32);
+  for (int i = 0; i < 4; ++i) d[i] = sum.x[i];
+#elif __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
+#else
+  // By dot products of four: from the lanes of this lane's rows of a and columns of b.
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int quad = 0; quad < 4; ++quad) {
+    const int of_row = lane / 4 * 4 + quad, of_column = lane % 4 * 8 + quad;
+    for (int upper = 0; upper < 2; ++upper) {
+      const std::uint32_t b = upper ? b1 : b0;
+      for (int i = 0; i < 4; ++i) {
+        const std::uint32_t row = __shfl_sync(kFullMask, a.x[2 * upper + i / 2], of_row);
+        const std::uint32_t column = __shfl_sync(kFullMask, b, of_column + i % 2 * 4);
+        d[i] = __dp4a(static_cast<int>(row), static_cast<int>(column), d[i]);
+      }
+    }
+  }
+#endif
+}
+
 // Four 8 x 8 matrices of 16-bit elements; `row` is the shared address of this lane's row of 16
 // bytes. Layout at meaning::ldmatrix_x4.
 __device__ __forceinline__ Fragment ldmatrix_x4(const void* row) {
@@ -188,6 +252,45 @@ __device__ __forceinline__ uint4 ld_shared_v4_u32(const void* shared) {
                : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
                : "r"(shared_address(shared))
                : "memory");
+  return words;
+#endif
+}
+
+// As ld_shared_v4_u32, of 8 bytes, aligned to 8.
+__device__ __forceinline__ uint2 ld_shared_v2_u32(const void* shared) {
+#ifdef SOFTGATE_SIMT
+  return *static_cast<const uint2*>(shared);
+#else
+  uint2 words;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+               : "=r"(words.x), "=r"(words.y)
+               : "r"(shared_address(shared))
+               : "memory");
+  return words;
+#endif
+}
+
+// Of global memory that nobody writes during the launch, likewise in one piece.
+__device__ __forceinline__ uint4 ld_global_nc_v4_u32(const void* global) {
+#ifdef SOFTGATE_SIMT
+  return *static_cast<const uint4*>(global);
+#else
+  uint4 words;
+  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+      : "l"(__cvta_generic_to_global(global)));
+  return words;
+#endif
+}
+
+__device__ __forceinline__ uint2 ld_global_nc_v2_u32(const void* global) {
+#ifdef SOFTGATE_SIMT
+  return *static_cast<const uint2*>(global);
+#else
+  uint2 words;
+  asm("ld.global.nc.v2.u32 {%0, %1}, [%2];"
+      : "=r"(words.x), "=r"(words.y)
+      : "l"(__cvta_generic_to_global(global)));
   return words;
 #endif
 }

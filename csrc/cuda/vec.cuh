@@ -24,6 +24,10 @@ namespace vec_detail {
 template <int kBytes>
 struct Word;
 template <>
+struct Word<1> {
+  using type = unsigned char;
+};
+template <>
 struct Word<2> {
   using type = unsigned short;
 };

@@ -25,7 +25,8 @@
 // which a minimum moves close to zero, not times the integer's part of it.
 //
 // The order of a sum is the same whatever the number of rows and threads: results do not depend on
-// the batch.
+// the batch. But where Kernels::splits, products of many rows with floating-point weights are formed
+// from parts of the numbers (cpu/bfloat16_parts.h), as accurately.
 #pragma once
 
 #include <cstddef>
@@ -43,13 +44,14 @@ enum class Activation { none, gelu, gelu_tanh, relu, silu, tanh };
 template <class T>
 struct LinearArgs {
   const T* x;
-  const T* weight;    // [out_features, in_features]; unused on the CPU
+  const T* weight;    // [out_features, in_features]; unused on the CPU and where integers
   const T* bias;      // or null
   const T* residual;  // or null
   T* out;
   std::int64_t rows, in_features, out_features;
   std::int64_t x_stride, residual_stride, out_stride;  // elements between rows
   Activation activation;
+  bool gated = false;  // unused on the CPU
 };
 
 // int4: from 0 to 15.
@@ -88,6 +90,16 @@ struct PanelLinearArgs {
   PanelFormat format;
   const void* panels;
   void* workspace;  // linear_workspace bytes
+  bool splits;      // what Kernels::splits said of the weight
+};
+
+// Integers on a device other than the CPU (ops/device_panel.h).
+template <class T>
+struct IntegerLinearArgs {
+  LinearArgs<T> linear;
+  PanelFormat format;
+  const void* panels;
+  void* workspace;  // device_panel::workspace_bytes
 };
 
 // To or from panels.
@@ -103,6 +115,8 @@ struct PackArgs {
   std::uint16_t* minimums = nullptr;  // likewise
 };
 
+// T: of residual and out, and on a device of a floating-point weight.
+template <class T>
 struct GatherArgs {
   const void* packed;
   PanelFormat format;
@@ -110,8 +124,8 @@ struct GatherArgs {
   const void* ids;  // [tokens], or null: 0, 1, 2, ...
   bool ids_are_int64;
   float scale;
-  const float* residual;  // or null
-  float* out;
+  const T* residual;  // or null
+  T* out;
   std::int64_t tokens;
   std::int64_t residual_stride, out_stride;
 };
@@ -124,24 +138,26 @@ struct QuantizedTensors {
 };
 
 // A weight in the layout that the kernels of its device read: on the CPU panels for one ISA,
-// elsewhere rows without gaps, of any floating dtype. Immutable and shared.
+// elsewhere rows without gaps, of any floating dtype, or the panels of ops/device_panel.h.
+// Immutable and shared.
 class PackedWeight {
  public:
-  // weight: [out_features, in_features], float32, float16 or bfloat16. Without a dtype it keeps its
-  // own. On the CPU dtype may be any of WeightType's names.
+  // weight: [out_features, in_features], float32, float16 or bfloat16, on the device that the pack
+  // is for. Without a dtype it keeps its own; with one of WeightType's names it is rounded to it,
+  // on a device only to integers.
   explicit PackedWeight(const Tensor& weight, const std::optional<std::string>& dtype = {},
                         bool gated = false);
 
   // values: int8 [out_features, in_features]; scales: float32 [out_features] where bits is 8, or
-  // float32 or float16 [out_features, in_features / 32], as are minimums.
+  // float32 or float16 [out_features, in_features / 32], as are minimums. All on one device.
   PackedWeight(const Tensor& values, const Tensor& scales, const std::optional<Tensor>& minimums,
                int bits, bool gated);
 
   // float32 [out_features, in_features], or on a device as given: bit for bit what was packed,
-  // where that loses no bits; of integers what they stand for.
+  // where that loses no bits; of integers what they stand for, as float32.
   Tensor unpack() const;
 
-  // Throws unless the type is int8 or int4.
+  // On the CPU, wherever the weight is. Throws unless the type is int8 or int4.
   QuantizedTensors quantized() const;
 
   std::int64_t in_features() const { return in_features_; }
@@ -150,6 +166,8 @@ class PackedWeight {
   const PanelFormat& format() const { return format_; }
   Device device() const { return packed_.device(); }
   std::size_t bytes() const { return packed_.bytes(); }
+  // Of such magnitudes that kernels may compute with parts of its numbers (cpu/bfloat16_parts.h).
+  bool splits() const { return splits_; }
   const std::string& isa() const { return isa_; }  // empty but on the CPU
   template <class T>
   const T* data() const {
@@ -162,20 +180,22 @@ class PackedWeight {
  private:
   void allocate_panels();
   PackArgs pack_args(const Tensor& weight) const;
-  void quantize(const Tensor& weight);
-  void store(const QuantizedTensors& tensors);
+  void quantize(const Tensor& weight, Device device);
+  void store(const QuantizedTensors& tensors, Device device);
 
   Tensor packed_;  // bytes of panels, or the weight on its device
   std::int64_t in_features_ = 0, out_features_ = 0;
   PanelFormat format_;
   bool has_minimums_ = false;
   std::string isa_;
+  bool splits_ = false;
 };
 
 Tensor linear(const Tensor& x, const PackedWeight& weight, const std::optional<Tensor>& bias,
               const std::string& activation, const std::optional<Tensor>& residual,
               std::optional<Tensor> out);
 
+// On a device, which nobody waits for, an id outside the weight makes NaN of its row.
 Tensor gather(const PackedWeight& weight, const Tensor& ids, double scale,
               const std::optional<Tensor>& residual, std::optional<Tensor> out);
 

@@ -2,9 +2,8 @@
 #include <cmath>
 
 #include "core/quantize.h"
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
-#include "ops/arguments.h"
+#include "ops/device_panel.h"
+#include "ops/dispatch.h"
 #include "ops/linear.h"
 
 namespace softgate {
@@ -43,13 +42,14 @@ void check_depth(const char* op, const char* argument, std::int64_t in_features)
 }
 
 // float32 [out_features], or any float dtype as float16 [out_features, groups]; all finite.
-Tensor to_scales(const char* argument, const Tensor& given, DType dtype, const Dims& shape) {
+Tensor to_scales(const char* argument, const Tensor& given, DType dtype, const Dims& shape,
+                 Device device) {
   const char* op = "pack_groups";
   check_type(given.dtype() == DType::float32 ||
                  (given.dtype() == DType::float16 && dtype == DType::float16),
              op, ": ", argument, " has dtype ", name(given.dtype()), ", expected float32",
              dtype == DType::float16 ? " or float16" : "");
-  check_tensor(op, argument, given, given.dtype(), shape);
+  check_tensor(op, argument, given, given.dtype(), shape, device);
   Tensor scales = copy_to(given, {}, dtype);
   for (std::int64_t i = 0; i < scales.numel(); ++i) {
     const float value = dtype == DType::float16 ? static_cast<float>(scales.data<half>()[i])
@@ -91,27 +91,31 @@ PackedWeight::PackedWeight(const Tensor& weight, const std::optional<std::string
         " rows, expected an even number where gated");
   format_.type = dtype ? parse_type(*dtype) : type_of(given);
   format_.gated = gated;
-  if (device.kind != DeviceKind::cpu) {
-    check(format_.type == type_of(given), op, ": dtype is '", name(format_.type), "' on ",
-          name(device), ", expected that of the weight, ", name(given));
-    check(!gated, op, ": gated is True on ", name(device), ", expected a weight on the CPU");
-    packed_ = copy_to(weight, device, given);
+  if (format_.is_integer()) {
+    const bool is_there = device.kind == DeviceKind::cpu && given == DType::float32;
+    quantize(is_there ? weight : copy_to(weight, {}, DType::float32), device);
     return;
   }
-  if (format_.is_integer()) {
-    quantize(weight);
+  if (device.kind != DeviceKind::cpu) {
+    check(format_.type == type_of(given), op, ": dtype is '", name(format_.type), "' on ",
+          name(device), ", expected 'int8', 'int4' or that of the weight, ", name(given));
+    packed_ = copy_to(weight, device, given);
     return;
   }
   allocate_panels();
   const DType stored = dtype_of(format_.type);
-  cpu::kernels().pack(pack_args(stored == given ? weight : copy_to(weight, {}, stored)));
+  const Tensor elements = stored == given ? weight : copy_to(weight, {}, stored);
+  cpu::kernels().pack(pack_args(elements));
+  if (cpu::kernels().splits) splits_ = cpu::kernels().splits(pack_args(elements));
 }
 
-PackedWeight::PackedWeight(const Tensor& values, const Tensor& scales,
+PackedWeight::PackedWeight(const Tensor& given, const Tensor& scales,
                            const std::optional<Tensor>& minimums, int bits, bool gated) {
   const char* op = "pack_groups";
+  const Device device = given.device();
   check(bits == 4 || bits == 8, op, ": bits is ", bits, ", expected 4 or 8");
-  check_tensor(op, "values", values, DType::int8, {-1, -1});
+  check_tensor(op, "values", given, DType::int8, {-1, -1}, device);
+  const Tensor values = device.kind == DeviceKind::cpu ? given : copy_to(given, {}, DType::int8);
   out_features_ = values.size(0);
   in_features_ = values.size(1);
   check(out_features_ > 0 && in_features_ > 0, op, ": values is ", to_string(values.shape()),
@@ -128,18 +132,19 @@ PackedWeight::PackedWeight(const Tensor& values, const Tensor& scales,
              .gated = gated};
   has_minimums_ = minimums.has_value();
   if (!grouped) {
-    store({values, to_scales("scales", scales, DType::float32, {out_features_}), {}});
+    store({values, to_scales("scales", scales, DType::float32, {out_features_}, device), {}},
+          device);
     return;
   }
   check_groups(op, "values", in_features_);
   const Dims shape = {out_features_, in_features_ / kGroupSize};
-  QuantizedTensors tensors{values, to_scales("scales", scales, DType::float16, shape), {}};
-  if (minimums) tensors.minimums = to_scales("minimums", *minimums, DType::float16, shape);
-  store(tensors);
+  QuantizedTensors tensors{values, to_scales("scales", scales, DType::float16, shape, device), {}};
+  if (minimums) tensors.minimums = to_scales("minimums", *minimums, DType::float16, shape, device);
+  store(tensors, device);
 }
 
 void PackedWeight::check_isa(const char* op) const {
-  check(device().kind != DeviceKind::cpu || isa_ == cpu::isa(), op, ": weight was packed for ",
+  check(device().kind != DeviceKind::cpu || cpu::reads_packed(isa_), op, ": weight was packed for ",
         isa_, ", the ISA in use is ", cpu::isa());
 }
 
@@ -160,13 +165,11 @@ PackArgs PackedWeight::pack_args(const Tensor& weight) const {
           .format = format_};
 }
 
-void PackedWeight::quantize(const Tensor& given) {
+void PackedWeight::quantize(const Tensor& weight, Device device) {
   const char* op = "pack";
   check_depth(op, "weight", in_features_);
   format_.grouped = format_.minimums = has_minimums_ = format_.type == WeightType::int4;
   if (format_.grouped) check_groups(op, "weight", in_features_);
-  const Tensor weight =
-      given.dtype() == DType::float32 ? given : copy_to(given, {}, DType::float32);
   const std::int64_t groups = in_features_ / kGroupSize;
   QuantizedTensors tensors;
   tensors.values = Tensor::empty({out_features_, in_features_}, DType::int8);
@@ -195,10 +198,14 @@ void PackedWeight::quantize(const Tensor& given) {
                     std::isfinite(static_cast<float>(minimums[i])),
                 i / groups);
   }
-  store(tensors);
+  store(tensors, device);
 }
 
-void PackedWeight::store(const QuantizedTensors& tensors) {
+void PackedWeight::store(const QuantizedTensors& tensors, Device device) {
+  if (device.kind != DeviceKind::cpu) {
+    packed_ = copy_to(device_panel::to_panels(tensors, format_), device, DType::int8);
+    return;
+  }
   allocate_panels();
   PackArgs args = pack_args(tensors.values);
   if (format_.grouped)
@@ -210,21 +217,24 @@ void PackedWeight::store(const QuantizedTensors& tensors) {
 }
 
 Tensor PackedWeight::unpack() const {
-  if (device().kind != DeviceKind::cpu) return copy_to(packed_, device(), packed_.dtype());
+  const bool on_cpu = device().kind == DeviceKind::cpu;
+  if (!on_cpu && !format_.is_integer()) return copy_to(packed_, device(), packed_.dtype());
   check_isa("unpack");
-  Tensor weight = Tensor::empty({out_features_, in_features_});
-  cpu::kernels().gather({.packed = packed_.raw(),
-                         .format = format_,
-                         .in_features = in_features_,
-                         .out_features = out_features_,
-                         .ids = nullptr,
-                         .ids_are_int64 = false,
-                         .scale = 1.0f,
-                         .residual = nullptr,
-                         .out = weight.data<float>(),
-                         .tokens = out_features_,
-                         .residual_stride = 0,
-                         .out_stride = in_features_});
+  Tensor weight = Tensor::empty({out_features_, in_features_}, DType::float32, device());
+  run_kernel<float>(device(),
+                    GatherArgs<float>{.packed = packed_.raw(),
+                                      .format = format_,
+                                      .in_features = in_features_,
+                                      .out_features = out_features_,
+                                      .ids = nullptr,
+                                      .ids_are_int64 = false,
+                                      .scale = 1.0f,
+                                      .residual = nullptr,
+                                      .out = weight.data<float>(),
+                                      .tokens = out_features_,
+                                      .residual_stride = 0,
+                                      .out_stride = in_features_},
+                    &cpu::Kernels::gather, &cuda::Kernels<float>::gather);
   return weight;
 }
 
@@ -232,6 +242,9 @@ QuantizedTensors PackedWeight::quantized() const {
   check(format_.is_integer(), "quantized: weight has dtype ", name(type()),
         ", expected int8 or int4");
   check_isa("quantized");
+  if (device().kind != DeviceKind::cpu)
+    return device_panel::from_panels(copy_to(packed_, {}, DType::int8), format_, out_features_,
+                                     in_features_, has_minimums_);
   QuantizedTensors tensors;
   tensors.values = Tensor::empty({out_features_, in_features_}, DType::int8);
   PackArgs args = pack_args(tensors.values);

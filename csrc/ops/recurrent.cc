@@ -50,7 +50,7 @@ void check_weight(const char* op, const char* argument, const std::string& layer
                   const RecurrentWeight& weight, Device device) {
   check(weight.device() == device, op, ": ", argument, " is on ", name(weight.device()),
         ", expected ", name(device));
-  check(device.kind != DeviceKind::cpu || weight.isa() == cpu::isa(), op, ": ", argument,
+  check(device.kind != DeviceKind::cpu || cpu::reads_packed(weight.isa()), op, ": ", argument,
         " was packed for ", weight.isa(), ", the ISA in use is ", cpu::isa());
   check(fits(layer, weight.kind()), op, ": ", argument, " is of kind ", name(weight.kind()),
         ", expected ",

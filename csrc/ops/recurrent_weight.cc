@@ -224,7 +224,7 @@ void RecurrentWeight::pack_biases() {
 
 std::vector<std::pair<std::string, Tensor>> RecurrentWeight::unpack() const {
   const bool on_cpu = device().kind == DeviceKind::cpu;
-  check(!on_cpu || isa_ == cpu::isa(), "unpack: weight was packed for ", isa_,
+  check(!on_cpu || cpu::reads_packed(isa_), "unpack: weight was packed for ", isa_,
         ", the ISA in use is ", cpu::isa());
   const auto copy = [](const Tensor& tensor) {
     return copy_to(tensor, tensor.device(), tensor.dtype());

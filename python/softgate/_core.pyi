@@ -230,7 +230,8 @@ class PackedWeight:
         """
 
     def quantized(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(values, scales, minimums) of an int8 or int4 weight as stored, for `ops.pack_groups`.
+        """(values, scales, minimums) of an int8 or int4 weight as stored, for `ops.pack_groups`, on
+        the CPU.
 
         values: int8 `[out_features, in_features]`; scales: float32 `[out_features]`, or float16
         `[out_features, in_features / 32]` as are minimums, None where there are none. Raises
@@ -281,7 +282,7 @@ def set_num_threads(count: int) -> None:
     """Raises ValueError unless `1 <= count <= 1024`."""
 
 def isa() -> str:
-    """The instruction set in use: "avx512", "avx2" or "generic"."""
+    """The instruction set in use: "amx", "avx512", "avx2" or "generic"."""
 
 def isas() -> list[str]:
     """The instruction sets this CPU runs, best first."""

@@ -34,8 +34,8 @@ RecurrentWeights = RecurrentWeight | tuple[RecurrentWeight, RecurrentWeight]
 def pack(weight: Array, *, dtype: WeightType | None = None, gated: bool = False) -> PackedWeight:
     """Lay out a weight for `linear` and `gather` on its device, on the CPU for the ISA in use.
 
-    weight: `[out_features, in_features]`, float32, float16 or bfloat16. On a device other than the
-    CPU it keeps its dtype; on the CPU `dtype`, by default the weight's own, says how it is stored:
+    weight: `[out_features, in_features]`, float32, float16 or bfloat16. `dtype`, by default the
+    weight's own, says how it is stored, on a device other than the CPU as that or as integers:
 
     - "float32";
     - "bfloat16", "float16": rounded to nearest even, widened when read, computed with in float32;
@@ -61,12 +61,13 @@ def pack_groups(
     bits: Literal[4, 8],
     gated: bool = False,
 ) -> PackedWeight:
-    """Lay out a weight that is quantised already: `scale * value + minimum`. CPU only.
+    """Lay out a weight that is quantised already: `scale * value + minimum`.
 
     values: int8 `[out_features, in_features]`, from 0 to 15 where bits is 4. scales, minimums:
     float32 or float16 `[out_features, in_features / 32]`, kept as float16 (rounded to nearest even
     if need be); where bits is 8, scales may also be float32 `[out_features]`, one for each row, and
-    minimums None. `PackedWeight.quantized()` gives all of them back, exactly as stored.
+    minimums None. All on the device that the weight is for. `PackedWeight.quantized()` gives all of
+    them back, exactly as stored.
 
     Raises ValueError for values and scales out of range, an in_features that is not a multiple of
     32 where there are groups, and shapes that do not fit each other.
@@ -88,14 +89,16 @@ def linear(
 
     x: `[..., in_features]`; bias: `[out_features]`; residual and the result:
     `[..., out_features]`, half of that for a gated weight; all on the weight's device, on the CPU
-    float32, elsewhere of the weight's dtype. "gelu" is the exact form with erf, "gelu_tanh" the
-    approximation of Hendrycks & Gimpel 2016. `out` may be `residual`, never `x`.
+    float32, elsewhere of the weight's dtype, or with an integer weight of any. "gelu" is the exact
+    form with erf, "gelu_tanh" the approximation of Hendrycks & Gimpel 2016. `out` may be
+    `residual`, never `x`.
 
     With an integer weight x is rounded to multiples of its largest magnitude / 127, per row or per
     group of 32 as the weight's scales are, and the integers' products are summed exactly
     (`csrc/ops/linear.h` has the formula). A NaN or an infinity in x makes its whole row NaN.
 
-    A row's result does not depend on the other rows or on the number of threads.
+    A row's result does not depend on the other rows or on the number of threads, except that with
+    ISA "amx" and floating-point weights fewer than 16 rows are rounded otherwise than more.
 
     Raises ValueError on shapes that do not fit and when `weight` was packed for another ISA or
     device.
@@ -111,14 +114,17 @@ def gather(
     residual: Array | None = None,
     out: Array | None = None,
 ) -> SameArray:
-    """`scale * weight[ids] + residual`: rows of a packed weight, such as tied embeddings. CPU only.
+    """`scale * weight[ids] + residual`: rows of a packed weight, such as tied embeddings.
 
-    ids: int32 or int64 `[tokens]`; residual and the result: float32 `[tokens, in_features]`. Rows
-    come as `PackedWeight.unpack()` gives them. `out` may be `residual`. The result is a NumPy array
-    when `ids` is one.
+    ids: int32 or int64 `[tokens]`; residual and the result: float32 `[tokens, in_features]`, on a
+    device other than the CPU of the weight's dtype, or with an integer weight of any, float32 where
+    neither `residual` nor `out` says it. Rows come as `PackedWeight.unpack()` gives them. `out` may
+    be `residual`. The result is a NumPy array when `ids` is one.
 
-    Raises ValueError for an id outside the weight and when `weight` was packed for another ISA or
-    device.
+    An id outside the weight gives NaN on a device other than the CPU, whose ids nobody waits for.
+
+    Raises ValueError for an id outside the weight on the CPU and when `weight` was packed for
+    another ISA or device.
     """
     return _core.gather(weight, ids, scale, residual, out)
 

@@ -1,4 +1,5 @@
-"""Checkpoints: a folder with config.json, safetensors weights and further files, or a GGUF file."""
+"""Checkpoints: a folder with config.json, weights (safetensors, torch's .bin) and further files, or
+a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,16 +17,19 @@ from softgate.checkpoint.gguf import GgufWeights, Quantized
 from softgate.checkpoint.safetensors import (
     Array,
     SafetensorsFile,
-    ShardedFiles,
     write_safetensors,
 )
+from softgate.checkpoint.shards import ShardedFiles, WeightsFile
 from softgate.checkpoint.source import (
     PACKED,
+    TORCH,
+    TORCH_INDEX,
     WEIGHTS,
     WEIGHTS_INDEX,
     find_checkpoint,
     other_weights,
 )
+from softgate.checkpoint.torch_bin import TorchFile
 
 __all__ = ["Checkpoint", "CheckpointError", "Quantized", "open_checkpoint", "save_checkpoint"]
 
@@ -43,7 +47,8 @@ class Checkpoint:
     tensors: arrays by name, memory-mapped and read-only, under Hugging Face names; bfloat16, and
     whatever a GGUF file has, widens to float32 on access.
     shapes: the shape of each, without touching its data.
-    dtypes: how the file stores each: safetensors' or GGUF's name, such as F32, BF16 or Q4_K.
+    dtypes: how the file stores each: safetensors' name, of .bin files too, or GGUF's, such as F32,
+    BF16 or Q4_K.
     metadata: a GGUF file's metadata; empty for a folder.
     packed: is it in softgate's own format, which quantised models are saved in?
     """
@@ -132,7 +137,8 @@ class Checkpoint:
 def open_checkpoint(spec: str | os.PathLike[str]) -> Checkpoint:
     """Open a folder, a GGUF file, `package:NAME` (an installed package), or a Hugging Face id.
 
-    A folder or package holds config.json with safetensors weights, or one GGUF file. A package is
+    A folder or package holds config.json with weights (safetensors, which goes first, or torch's
+    .bin, of which nothing is executed), or one GGUF file. A package is
     found without importing it. A Hugging Face id is fetched through huggingface_hub,
     which honours its cache, `HF_HUB_OFFLINE` and `HF_TOKEN`.
 
@@ -190,11 +196,15 @@ def _open_packed(folder: Path, config: Mapping[str, Any]) -> SafetensorsFile:
     return SafetensorsFile(folder / PACKED)
 
 
-def _open_weights(folder: Path) -> SafetensorsFile | ShardedFiles:
+def _open_weights(folder: Path) -> WeightsFile | ShardedFiles:
     if (folder / WEIGHTS).is_file():
         return SafetensorsFile(folder / WEIGHTS)
     if (folder / WEIGHTS_INDEX).is_file():
-        return ShardedFiles(folder / WEIGHTS_INDEX)
+        return ShardedFiles(folder / WEIGHTS_INDEX, SafetensorsFile)
+    if (folder / TORCH).is_file():
+        return TorchFile(folder / TORCH)
+    if (folder / TORCH_INDEX).is_file():
+        return ShardedFiles(folder / TORCH_INDEX, TorchFile)
     others = other_weights(folder)
-    there = f", only {', '.join(others)}; softgate reads safetensors" if others else ""
-    raise CheckpointError(f"{folder} holds no {WEIGHTS} or {WEIGHTS_INDEX}{there}")
+    there = f", only {', '.join(others)}" if others else ""
+    raise CheckpointError(f"{folder} holds no {WEIGHTS}, {TORCH} or index of such files{there}")

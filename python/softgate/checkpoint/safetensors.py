@@ -22,7 +22,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from softgate.checkpoint.errors import CheckpointError, quote
-from softgate.checkpoint.folder import member, read_object
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -106,50 +105,6 @@ class SafetensorsFile(Mapping[str, Array]):
     def close(self) -> None:
         """Let go of the map; the system frees it with the last view."""
         self._data = None
-
-
-class ShardedFiles(Mapping[str, Array]):
-    """The tensors of several files, found through `model.safetensors.index.json`.
-
-    Its `weight_map` says which file of the same folder holds which tensor. Tensors that it does not
-    name are not seen. Raises as SafetensorsFile does, and when a file or a tensor it promises is
-    missing.
-    """
-
-    def __init__(self, index: Path) -> None:
-        weight_map = read_object(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index}: weight_map is missing or not an object")
-        self._files: dict[str, SafetensorsFile] = {}
-        self._file_of: dict[str, SafetensorsFile] = {}
-        for name, shard in weight_map.items():
-            file = self._open(index, name, shard)
-            if name not in file:
-                raise CheckpointError(f"{index}: {quote(name)} is not in {quote(shard)}")
-            self._file_of[name] = file
-        self.entries = {name: file.entries[name] for name, file in self._file_of.items()}
-
-    def _open(self, index: Path, name: str, shard: Any) -> SafetensorsFile:
-        path = member(index.parent, shard)
-        if shard not in self._files:
-            if not path.is_file():
-                raise CheckpointError(f"{index}: the file of {quote(name)}, {path}, is missing")
-            self._files[shard] = SafetensorsFile(path)
-        return self._files[shard]
-
-    def __getitem__(self, name: str) -> Array:
-        return self._file_of[name][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)
-
-    def close(self) -> None:
-        """Let go of the maps; the system frees each with its last view."""
-        for file in self._files.values():
-            file.close()
 
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> bytes:

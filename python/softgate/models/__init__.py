@@ -10,8 +10,15 @@ from softgate.models.bert import Bert
 from softgate.models.bert_config import FAMILIES as _BERT
 from softgate.models.gpt import Gpt
 from softgate.models.gpt_config import FAMILIES as _GPT
+from softgate.models.recurrent_lm import RecurrentLM, RecurrentLMConfig
+from softgate.models.seq2seq import Seq2Seq, Seq2SeqConfig
 
-_SUPPORTED = sorted([*_BERT, *_GPT])
+# softgate's own families, of recurrent layers.
+_RECURRENT: dict[str, type[RecurrentLM] | type[Seq2Seq]] = {
+    RecurrentLMConfig.MODEL_TYPE: RecurrentLM,
+    Seq2SeqConfig.MODEL_TYPE: Seq2Seq,
+}
+_SUPPORTED = sorted([*_BERT, *_GPT, *_RECURRENT])
 
 
 def load(
@@ -19,7 +26,7 @@ def load(
     dtype: ops.WeightType | None = None,
     *,
     device: str | None = None,
-) -> Bert | Gpt:
+) -> Bert | Gpt | RecurrentLM | Seq2Seq:
     """Load a pretrained model.
 
     spec: a folder, a GGUF file, a Hugging Face id ("org/name"), or "package:NAME" for weights
@@ -30,7 +37,7 @@ def load(
     rounded anew (`softgate.checkpoint.Checkpoint.quantized`). On a device other than the CPU it is
     also what is computed in, "float32", "float16" or "bfloat16", see `nn.Module.to`.
 
-    device: "cpu", "cuda", "cuda:1" and so on. GPT models run on the CPU only.
+    device: "cpu", "cuda", "cuda:1" and so on. GPT and recurrent models run on the CPU only.
 
     Raises CheckpointError when the checkpoint is broken, does not fit its config or is of a family
     that softgate does not know; otherwise as `nn.Module.to`.
@@ -43,6 +50,12 @@ def load(
             if device not in (None, "cpu"):
                 raise ValueError(f"device is {device!r}, GPT models run on 'cpu' only")
             return Gpt.from_checkpoint(checkpoint, dtype)
+        if family in _RECURRENT:
+            if dtype not in (None, "float32") or device not in (None, "cpu"):
+                raise ValueError(
+                    f"dtype is {dtype!r} and device {device!r}, a {family} is float32 on 'cpu'"
+                )
+            return _RECURRENT[family].from_checkpoint(checkpoint)
         raise CheckpointError(
             f"{checkpoint.spec}: model_type is {family!r}, softgate supports: "
             f"{', '.join(_SUPPORTED)}"

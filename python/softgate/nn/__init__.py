@@ -6,6 +6,7 @@ from softgate.nn.layers import AddNorm, Attention, Embedding, FeedForward, Layer
 from softgate.nn.module import FloatArray, Module, Parameter
 from softgate.nn.recurrent import GRU, LSTM, RNN
 from softgate.nn.rope import Rope, RopeConfig
+from softgate.nn.source_attention import Memory, SourceAttention, SourceAttentionKind
 
 __all__ = [
     "GRU",
@@ -20,6 +21,7 @@ __all__ = [
     "KVCache",
     "LayerNorm",
     "Linear",
+    "Memory",
     "Module",
     "Norm",
     "Parameter",
@@ -27,5 +29,7 @@ __all__ = [
     "Rope",
     "RopeConfig",
     "RotaryAttention",
+    "SourceAttention",
+    "SourceAttentionKind",
     "Step",
 ]

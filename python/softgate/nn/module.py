@@ -25,10 +25,10 @@ class Parameter:
     """An array of known shape, which `load_state_dict` or `init_weights` fills with float32.
 
     It is kept on `device` in `dtype`, which `Module.to` changes. A packed one is laid out for
-    `ops.linear` when it is filled, and only then kept: on the CPU as `dtype`, which may have fewer
-    bits, and with the rows [gate; up] when `gated`; see `ops.pack`. A `grouped` one has, as "int8",
-    a scale for each group of 32 columns, if they are a multiple of that, and so has what it is
-    multiplied by: for inputs with columns much larger than the others.
+    `ops.linear` when it is filled, and only then kept: as `dtype`, which may have fewer bits, and
+    with the rows [gate; up] when `gated`; see `ops.pack`. A `grouped` one has, as "int8", a scale
+    for each group of 32 columns, if they are a multiple of that, and so has what it is multiplied
+    by: for inputs with columns much larger than the others.
     """
 
     def __init__(
@@ -61,12 +61,14 @@ class Parameter:
 
     def pack(self, array: Tensor, device: str, dtype: str) -> PackedWeight:
         """Its value for `ops.linear`, elsewhere or in another dtype perhaps."""
-        if device != "cpu":
+        if device != "cpu" and dtype not in _INTEGERS:
             return ops.pack(array.to(device, dtype), gated=self.gated)
         array = array.to("cpu", "float32")
         if self.grouped and dtype == "int8" and array.shape[1] % _GROUP == 0:
-            return ops.pack_groups(*_in_groups(array.numpy()), bits=8, gated=self.gated)
-        return ops.pack(array, dtype=cast(ops.WeightType, dtype), gated=self.gated)
+            values, scales = map(Tensor, _in_groups(array.numpy()))
+            return _pack_groups(values, scales, None, 8, device, self.gated)
+        kind = cast(ops.WeightType, dtype)
+        return ops.pack(array.to(device), dtype=kind, gated=self.gated)
 
     def fill_quantized(
         self,
@@ -81,7 +83,10 @@ class Parameter:
             raise ValueError(
                 f"parameter has shape {list(values.shape)}, expected {list(self.shape)}"
             )
-        self.value = ops.pack_groups(values, scales, minimums, bits=bits, gated=self.gated)
+        offsets = None if minimums is None else Tensor(minimums)
+        self.value = _pack_groups(
+            Tensor(values), Tensor(scales), offsets, bits, self.device, self.gated
+        )
         self.dtype = "int4" if bits == 4 else "int8"
 
     def numpy(self) -> FloatArray:
@@ -164,8 +169,9 @@ class Module:
         """Move all parameters to "cpu", "cuda", "cuda:1" and so on, or to another dtype.
 
         The module itself is changed and returned. On a device other than the CPU dtype may be
-        "float16" or "bfloat16", which activations then have too. On the CPU it says how packed
-        parameters are kept, see `ops.pack`; the others stay float32.
+        "float16" or "bfloat16", which activations then have too, while quantised weights keep their
+        integers, bit for bit. On the CPU it says how packed parameters are kept, see `ops.pack`;
+        the others stay float32.
 
         Raises ValueError for an unknown device and for weights that are quantised already and
         would be anew, TypeError for a dtype that it does not compute in, MemoryError when there is
@@ -176,9 +182,7 @@ class Module:
         if dtype in _INTEGERS and any(_is_quantized(p.value) for p in parameters):
             raise ValueError(f"to: dtype is {dtype!r}, but weights are quantised already")
         some_packed = any(p.packed for p in parameters)
-        places = [
-            _place(device or p.device, dtype or p.dtype, p.packed, some_packed) for p in parameters
-        ]
+        places = [_place(parameter, device, dtype, some_packed) for parameter in parameters]
         moved: dict[int, Any] = {}  # some share their value
         for parameter, place in zip(parameters, places, strict=True):
             value = parameter.value
@@ -301,15 +305,37 @@ def _numbered(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _place(device: str, dtype: str, packed: bool, some_packed: bool) -> tuple[str, str]:
-    """As tensors name them; raises for what there is not."""
+def _place(
+    parameter: Parameter, device: str | None, dtype: str | None, some_packed: bool
+) -> tuple[str, str]:
+    """Where it goes, as tensors name that; raises for what there is not."""
+    device = device or parameter.device
     place = Tensor.empty(0, device=device).device
-    dtypes = ("float32", "float16", "bfloat16")
+    has_integers = parameter.packed and parameter.dtype in _INTEGERS
+    if has_integers and dtype is None:
+        return place, parameter.dtype
+    wanted = dtype or parameter.dtype
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     if place == "cpu":
         dtypes = get_args(ops.WeightType) if some_packed else ("float32",)
-    if dtype not in dtypes:
-        raise TypeError(f"to: dtype is {dtype!r} on {device}, expected one of {list(dtypes)}")
-    return place, dtype if packed or place != "cpu" else "float32"
+    if wanted not in dtypes:
+        raise TypeError(f"to: dtype is {wanted!r} on {device}, expected one of {list(dtypes)}")
+    if place != "cpu":
+        return place, parameter.dtype if has_integers else wanted
+    return place, wanted if parameter.packed else "float32"
+
+
+def _pack_groups(
+    values: Tensor,
+    scales: Tensor,
+    minimums: Tensor | None,
+    bits: Literal[4, 8],
+    device: str,
+    gated: bool,
+) -> PackedWeight:
+    """`ops.pack_groups` of tensors that are elsewhere, perhaps."""
+    there = None if minimums is None else minimums.to(device)
+    return ops.pack_groups(values.to(device), scales.to(device), there, bits=bits, gated=gated)
 
 
 def _in_groups(weight: FloatArray) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
@@ -331,6 +357,10 @@ def _moved(parameter: Parameter, device: str, dtype: str) -> Any:
     value = parameter.value
     if (value.device, value.dtype) == (device, dtype):
         return value
+    if _is_quantized(value) and value.dtype == dtype:
+        values, scales, minimums = value.quantized()
+        bits: Literal[4, 8] = 4 if dtype == "int4" else 8
+        return _pack_groups(values, scales, minimums, bits, device, parameter.gated)
     if isinstance(value, PackedWeight):
         return parameter.pack(value.unpack(), device, dtype)
     if isinstance(value, RecurrentWeight):

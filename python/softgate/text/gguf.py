@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softgate.checkpoint.errors import CheckpointError, quote
+from softgate.text import patterns
 from softgate.text.errors import library_errors
 
 if TYPE_CHECKING:
@@ -27,38 +28,14 @@ _LONGEST_MERGED = 256  # characters; no vocabulary comes near, and finding merge
 _KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 _GEMMAS = ("gemma", "gemma2", "gemma3")
 
-# Word patterns: contractions, letters, digits, punctuation, white space.
-_GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_LOWER_WORD = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+"
-_UPPER_WORD = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-_PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
-
-_LLAMA_3 = "|".join((_CONTRACTION, _WORD, r"\p{N}{1,3}", _SYMBOLS, _SPACES))
-_QWEN_2 = "|".join((_CONTRACTION, _WORD, r"\p{N}", _SYMBOLS, _SPACES))
-_GPT_4O = "|".join(
-    (
-        f"{_LOWER_WORD}{_CONTRACTION}?",
-        f"{_UPPER_WORD}{_CONTRACTION}?",
-        r"\p{N}{1,3}",
-        _PATHS,
-        _SPACES,
-    )
-)
-_TEKKEN = "|".join((_LOWER_WORD, _UPPER_WORD, r"\p{N}", _PATHS, _SPACES))
-
 # The patterns that cut a text, each what the one before left whole.
 _WORDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("default", "gpt-2", "olmo", "phi-2", "mpt"), (_GPT_2,)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (_LLAMA_3,)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), (_QWEN_2,)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", _GPT_2)),
-    **dict.fromkeys(("gpt-4o", "llama4"), (_GPT_4O,)),
-    "tekken": (_TEKKEN,),
+    **dict.fromkeys(("default", "gpt-2", "olmo", "phi-2", "mpt"), (patterns.GPT_2,)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (patterns.LLAMA_3,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), (patterns.QWEN_2,)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", patterns.GPT_2)),
+    **dict.fromkeys(("gpt-4o", "llama4"), (patterns.GPT_4O,)),
+    "tekken": (patterns.TEKKEN,),
 }
 # Those whose words may be tokens that no merges lead to, and whose texts begin with bos.
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")

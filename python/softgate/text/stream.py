@@ -36,6 +36,9 @@ class DecodeStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._steps = _decoder_steps(tokenizer)
         self._strips = not continues and any(_strips_space(step) for step in self._steps)
+        # Without a decoder, `decode` puts a space between tokens.
+        self._joins = tokenizer.decoder is None
+        self._is_first = not continues
 
     def feed(self, ids: int | Sequence[int]) -> str:
         """The text that is now certain; an id outside the vocabulary has none."""
@@ -56,6 +59,8 @@ class DecodeStream:
         token = None if index in self._skipped else self._tokenizer.id_to_token(int(index))
         if token is None:
             return b""
+        if self._joins:
+            token, self._is_first = token if self._is_first else f" {token}", False
         for step in self._steps:
             match step["type"]:
                 case "ByteLevel":
@@ -79,8 +84,9 @@ def _strips_space(step: dict[str, Any]) -> bool:
 
 def _decoder_steps(tokenizer: tokenizers.Tokenizer) -> list[dict[str, Any]]:
     """The parts of the tokenizer's decoder; ValueError unless each token's bytes are its own."""
-    state = b'{"type": null}' if tokenizer.decoder is None else tokenizer.decoder.__getstate__()
-    decoder: dict[str, Any] = json.loads(state)
+    if tokenizer.decoder is None:
+        return []
+    decoder: dict[str, Any] = json.loads(tokenizer.decoder.__getstate__())
     steps: list[dict[str, Any]] = decoder.get("decoders", [decoder])
     for step in steps:
         known = step["type"] in ("ByteLevel", "ByteFallback", "Fuse", "Metaspace") or (

@@ -11,11 +11,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from softgate._files import atomic_write
 from softgate.checkpoint.errors import CheckpointError, quote
+from softgate.checkpoint.folder import read_object
+from softgate.text import tiktoken
 from softgate.text.errors import library_errors
 from softgate.text.gguf import build_tokenizer, special_token_ids
+from softgate.text.hugging_face import auto_tokenizer
 from softgate.text.stream import DecodeStream
 from softgate.text.template import render
+from softgate.text.training import SPECIAL_TOKENS as TRAINED_TOKENS
+from softgate.text.training import Kind, train_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -52,7 +58,10 @@ class Spans(Encoding):
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer, without its padding, and its chat template.
+    """A tokenizer, without padding, and a checkpoint's chat template.
+
+    `tokens`, `ids` and `decode` for a text; `encode` for many. `load` reads one, `train` makes one
+    of texts, `save` writes it.
 
     special_tokens: texts of the tokens with a role, by role: bos, eos, unk, sep, pad, cls, mask.
     chat_template: a Jinja template, or None.
@@ -81,28 +90,90 @@ class Tokenizer:
         return cls(_read_tokenizer(Path(path)))
 
     @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Read a tokenizer.json, a folder with one (such as `save` writes), or tiktoken's ranks.
+
+        A folder's tokenizer_config.json says which tokens are special and, unless
+        chat_template.jinja does, how to write a chat. A folder without tokenizer.json goes to
+        transformers. Raises CheckpointError when there is no tokenizer or it is broken.
+        """
+        path = Path(path)
+        if path.is_dir():
+            tokenizer = cls._from_folder(path)
+            if tokenizer is None:
+                raise CheckpointError(f"{path} holds no {TOKENIZER}")
+            return tokenizer
+        with path.open("rb") as file:
+            is_json = file.read(64).lstrip().startswith(b"{")
+        return cls.from_file(path) if is_json else cls.from_tiktoken(path)
+
+    @classmethod
+    def from_tiktoken(cls, path: str | os.PathLike[str], encoding: str | None = None) -> Tokenizer:
+        """Read tiktoken's rank file.
+
+        encoding: r50k_base (GPT-2), p50k_base, cl100k_base or o200k_base, which says how texts are
+        cut into words and what tokens are special; None goes by the number of ranks.
+
+        Raises CheckpointError when the file is broken or its encoding cannot be told.
+        """
+        path = Path(path)
+        ranks = tiktoken.read_ranks(path)
+        chosen = tiktoken.find_encoding(path, len(ranks), encoding)
+        return cls(tiktoken.build_tokenizer(path, ranks, chosen), {"eos": "<|endoftext|>"})
+
+    @classmethod
+    def train(
+        cls,
+        kind: Kind,
+        texts: Sequence[str],
+        *,
+        vocab_size: int | None = None,
+        min_count: int = 1,
+        special_tokens: Mapping[str, str] = MappingProxyType(TRAINED_TOKENS),
+    ) -> Tokenizer:
+        """Make a tokenizer whose tokens are those of `texts`, the most frequent first.
+
+        kind: "whitespace" takes what stands between white space, which `decode` makes one space;
+        "syllable" takes characters as readers see them (grapheme clusters, in Korean syllables, in
+        Unicode's NFC), spaces among them, so that `decode` gives the text back. vocab_size: at
+        most, special tokens included; min_count: leave out rarer tokens. special_tokens: their
+        texts by role, which come first and are not added to texts; what is left out becomes "unk".
+
+        Raises ValueError when nothing is left or an argument makes no sense, TypeError when `texts`
+        is not a sequence of str.
+        """
+        check_texts(texts)
+        unknown = special_tokens.keys() - set(SPECIAL_TOKENS)
+        if unknown:
+            raise ValueError(
+                f"special_tokens has {min(unknown)!r}, expected some of {', '.join(SPECIAL_TOKENS)}"
+            )
+        trained = train_tokenizer(kind, texts, vocab_size, min_count, special_tokens)
+        return cls(trained, special_tokens)
+
+    @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer | None:
         """The tokenizer of a folder's files or of a GGUF file's metadata; None if it has none.
 
-        A folder's tokenizer.json says how to tokenize, its tokenizer_config.json which tokens are
-        special and, unless chat_template.jinja does, how to write a chat. Raises CheckpointError
-        when one of them is broken.
+        A folder's is that of `load`. Raises CheckpointError when one of its files is broken.
         """
         if "tokenizer.ggml.tokens" in checkpoint.metadata:
             return cls._from_gguf(checkpoint)
-        path = checkpoint.file(TOKENIZER)
-        if path is None:
-            return None
-        config = checkpoint.json(TOKENIZER_CONFIG)
-        if config is None:
-            config = {}
-        elif not isinstance(config, dict):
-            raise CheckpointError(f"{checkpoint.spec}: {TOKENIZER_CONFIG} is not an object")
-        template = checkpoint.file(CHAT_TEMPLATE)
+        return None if checkpoint.metadata else cls._from_folder(checkpoint.folder)
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> Tokenizer | None:
+        path = folder / TOKENIZER
+        if not path.is_file():
+            found = auto_tokenizer(folder)
+            return None if found is None else cls(*found)
+        said = folder / TOKENIZER_CONFIG
+        config = read_object(said) if said.is_file() else {}
+        template = folder / CHAT_TEMPLATE
         return cls(
             _read_tokenizer(path),
             _special_tokens(config),
-            _chat_template(config) if template is None else _read_text(template),
+            _read_text(template) if template.is_file() else _chat_template(config),
         )
 
     @classmethod
@@ -159,10 +230,27 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return frozenset(index for index, token in added.items() if token.special)
 
+    def token(self, index: int) -> str:
+        """The token of an id; ValueError when there is none."""
+        token = self._tokenizer.id_to_token(index) if index >= 0 else None
+        if token is None:
+            raise ValueError(f"there is no token {index}")
+        return str(token)
+
     def token_id(self, token: str) -> int | None:
         """The id of a token's text, None when there is no such token."""
         index = self._tokenizer.token_to_id(token)
         return None if index is None else int(index)
+
+    def ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a text; see `encode`, which raises the same."""
+        return self.encode([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[str]:
+        """The tokens of a text, as the vocabulary spells them: byte-level BPE writes a space as
+        \u0120, SentencePiece as \u2581."""
+        ids = self.ids(text, add_special_tokens=add_special_tokens)
+        return [self.token(index) for index in ids]
 
     def encode(
         self,
@@ -327,6 +415,14 @@ class Tokenizer:
                 "add_generation_prompt": add_generation_prompt,
             },
         )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder that `load` and Hugging Face read back as this tokenizer."""
+        files = self.to_files()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with atomic_write(*(Path(folder) / name for name in files)) as opened:
+            for file, content in zip(opened, files.values(), strict=True):
+                file.write(content)
 
     def to_json(self) -> str:
         """The content of a tokenizer.json that reads back as this tokenizer."""

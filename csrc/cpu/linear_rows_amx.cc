@@ -1,0 +1,97 @@
+// linear on 8-bit weights that have a scale per row, with AMX: the integers that linear_integers.cc
+// forms, and so its bits. (With a scale per group tiles gain nothing: every 32 of depth they would
+// have to be read back.)
+#include "cpu/amx.h"
+#include "cpu/linear_task.h"
+#include "cpu/quantised_rows.h"
+
+namespace softgate::cpu::SOFTGATE_ISA {
+namespace {
+
+constexpr int kBlockRows = 2 * kTileHeight;
+constexpr std::int64_t kStepBytes = kPanel * kDotDepth;
+
+template <int RowTiles>
+SG_INLINE void add_products(const DotElement* x, std::int64_t stride, const char* weights) {
+  tile_load<4>(x, stride);
+  if constexpr (RowTiles == 2) tile_load<5>(x + kTileHeight * stride, stride);
+  tile_load<6>(weights, kStepBytes);
+  tile_load<7>(weights + kStepBytes / 2, kStepBytes);
+  tile_dot_integers<0, 4, 6>();
+  tile_dot_integers<1, 4, 7>();
+  if constexpr (RowTiles == 2) {
+    tile_dot_integers<2, 5, 6>();
+    tile_dot_integers<3, 5, 7>();
+  }
+}
+
+class TileRowProduct {
+ public:
+  static constexpr int kFewRows = kBlockRows;
+  static constexpr int kManyRows = kBlockRows;
+  static constexpr bool kPrefetchesOut = false;
+  static constexpr std::int64_t kHeadBytes = kPanel * kFloat;
+  static constexpr std::int64_t kUnitBytes = kDepthStep * kPanel;
+  static constexpr std::int64_t kWideUnitBytes = 0;
+  static constexpr std::int64_t kStepUnits = 1;
+  static constexpr std::int64_t kSliceUnits = 16;  // 32 KB
+
+  explicit TileRowProduct(const QuantisedRows& x) : x_(x) {}
+
+  std::int64_t units() const { return x_.depth() / kDepthStep; }
+  std::int64_t row_bytes() const { return x_.row_bytes(); }
+  void begin() const { tile_begin(); }
+  void end() const { tile_end(); }
+
+  template <bool>
+  void multiply(const Part& part, Prefetch& ahead) const {
+    if (part.rows > kTileHeight)
+      add_rows<2>(part, ahead);
+    else
+      add_rows<1>(part, ahead);
+  }
+
+ private:
+  template <int RowTiles>
+  [[gnu::noinline]] void add_rows(const Part& part, Prefetch& ahead) const {
+    if (part.is_first)
+      clear_sums<RowTiles>();
+    else
+      load_sums<RowTiles>(part.sums);
+    const DotElement* x = x_.values(part.row) + part.range.begin * kDepthStep;
+    const char* units = part.units;
+    for (std::int64_t i = part.range.begin; i < part.range.end; ++i) {
+      ahead.step();
+      add_products<RowTiles>(x, x_.stride(), units);
+      x += kDepthStep;
+      units += kUnitBytes;
+    }
+    store_sums<RowTiles>(part.sums);
+    if (!part.is_last) return;
+    const auto* of_columns = reinterpret_cast<const float*>(part.head);
+    const vf scale0 = load(of_columns), scale1 = load(of_columns + kLanes);
+    const float* scales = x_.scales(part.row);
+    const std::int32_t* starts = x_.starts(part.row);
+    float* sums = part.sums;
+    for (std::int64_t r = 0; r < part.rows; ++r, sums += kPanel) {
+      const vi start = set1_int(starts[r]);
+      const vf scale = set1(scales[r]);
+      const vf sum0 = to_float(_mm512_add_epi32(_mm512_loadu_si512(sums), start));
+      const vf sum1 = to_float(_mm512_add_epi32(_mm512_loadu_si512(sums + kLanes), start));
+      store(sums, mul(sum0, mul(scale0, scale)));
+      store(sums + kLanes, mul(sum1, mul(scale1, scale)));
+    }
+  }
+
+  const QuantisedRows& x_;
+};
+
+}  // namespace
+
+void linear_rows_amx(const PanelLinearArgs& args) {
+  QuantisedRows x(args.format, args.linear.rows, args.linear.in_features);
+  x.fill(args.linear, args.workspace);
+  run_linear(args, TileRowProduct(x));
+}
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

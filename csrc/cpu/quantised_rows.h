@@ -1,0 +1,71 @@
+// Rows of x in integers, as linear on integer weights multiplies them.
+#pragma once
+
+#include "cpu/dot.h"
+#include "cpu/linear_format.h"
+#include "cpu/tile.h"
+
+namespace softgate::cpu::SOFTGATE_ISA {
+namespace {  // what is not inlined needs internal linkage
+
+// x in integers, in a workspace: a row is `stretches` stretches with a scale each.
+class QuantisedRows {
+ public:
+  QuantisedRows(const PanelFormat& format, std::int64_t rows, std::int64_t in_features)
+      : rows_(rows),
+        in_features_(in_features),
+        grouped_(format.grouped),
+        stretches_(format.grouped ? in_features / kGroupSize : 1),
+        depth_(ceil_div(in_features, kDepthStep) * kDepthStep),
+        // Rows that do not all fall into the same sets of the cache.
+        stride_(depth_ + kLineBytes) {}
+
+  std::int64_t bytes() const {
+    return rows_ * stretches_ * 3 * kFloat + (rows_ + kRowsBeyond) * stride_ * kElement;
+  }
+
+  void fill(const LinearArgs<float>& args, void* workspace) {
+    scales_ = static_cast<float*>(workspace);
+    totals_ = scales_ + rows_ * stretches_;
+    starts_ = reinterpret_cast<std::int32_t*>(totals_ + rows_ * stretches_);
+    values_ = reinterpret_cast<DotElement*>(starts_ + rows_ * stretches_);
+    for_each_row_range(rows_, in_features_ * kFloat, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; ++row) fill_row(args.x + row * args.x_stride, row);
+    });
+  }
+
+  std::int64_t depth() const { return depth_; }  // with the zeros that follow
+  std::int64_t row_bytes() const { return stride_ * kElement; }
+  std::int64_t stride() const { return stride_; }
+  std::int64_t stretches() const { return stretches_; }
+  const DotElement* values(std::int64_t row) const { return values_ + row * stride_; }
+  const float* scales(std::int64_t row) const { return scales_ + row * stretches_; }
+  const float* totals(std::int64_t row) const { return totals_ + row * stretches_; }
+  const std::int32_t* starts(std::int64_t row) const { return starts_ + row * stretches_; }
+
+ private:
+  static constexpr std::int64_t kRowsBeyond = 31;  // which tiles read, and nothing comes of it
+  static constexpr std::int64_t kElement = sizeof(DotElement);
+
+  void fill_row(const float* x, std::int64_t row) {
+    DotElement* to = values_ + row * stride_;
+    const std::int64_t i = row * stretches_;
+    if (grouped_) {
+      quantise_groups(x, stretches_, to, {scales_ + i, totals_ + i, starts_ + i});
+      return;
+    }
+    const Quantised result = quantise(x, in_features_, to, depth_);
+    scales_[i] = result.scale;
+    starts_[i] = result.start;
+  }
+
+  std::int64_t rows_, in_features_;
+  bool grouped_;
+  std::int64_t stretches_, depth_, stride_;
+  float *scales_ = nullptr, *totals_ = nullptr;  // scale * total
+  std::int32_t* starts_ = nullptr;
+  DotElement* values_ = nullptr;
+};
+
+}  // namespace
+}  // namespace softgate::cpu::SOFTGATE_ISA

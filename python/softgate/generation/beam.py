@@ -1,0 +1,278 @@
+"""Beam search over any model that continues sequences token by token.
+
+The search keeps the `num_beams` likeliest unfinished texts of each prompt and the best finished
+ones, scored by their log-probability over a power of their length. What it keeps, when it stops
+and how it scores is as in Hugging Face's `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from softgate.generation.settings import check_int, check_number
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+
+# Tokens and the rows of the call before that they continue, to what may follow: `[rows, vocab]`.
+Advance = Callable[[IntArray, IntArray], FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearch:
+    """Settings of a beam search.
+
+    - num_beams: unfinished texts that are kept; 1 is greedy search with early_stopping=True.
+    - num_return: how many of the best texts to give, at most num_beams.
+    - max_new_tokens, min_new_tokens: length of a text; a shorter one may not end.
+    - length_penalty: texts are compared by log-probability / length ** length_penalty: 0 is plain,
+      more favours longer ones.
+    - early_stopping: True ends the search with num_beams finished texts; False when the best
+      unfinished one scores less than all of those at its present length; "never" when it would at
+      any length.
+    - no_repeat_ngram: n-grams of this size come once in prompt and text; 0 allows all.
+    - banned: sequences of token ids that a text may not hold.
+    - first_token, last_token: what a text begins with, and ends with where it is of max_new_tokens.
+    - stop_tokens: ids that end a text; None takes the model's own.
+
+    Raises TypeError or ValueError that names the setting whose value makes no sense or contradicts
+    another.
+    """
+
+    num_beams: int = 4
+    num_return: int = 1
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    no_repeat_ngram: int = 0
+    banned: Sequence[Sequence[int]] = ()
+    first_token: int | None = None
+    last_token: int | None = None
+    stop_tokens: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "num_beams": 1, "num_return": 1, "max_new_tokens": 1, "min_new_tokens": 0,
+            "no_repeat_ngram": 0,
+        }.items():  # fmt: skip
+            check_int(name, getattr(self, name), least)
+        check_number("length_penalty", self.length_penalty, "a finite number", lambda x: True)
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(
+                f"early_stopping is {self.early_stopping!r}, expected True, False or 'never'"
+            )
+        if self.num_return > self.num_beams:
+            raise ValueError(
+                f"num_return is {self.num_return}, expected at most num_beams, {self.num_beams}"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}, expected at most max_new_tokens, "
+                f"{self.max_new_tokens}"
+            )
+        object.__setattr__(self, "banned", tuple(_ids("banned", part) for part in self.banned))
+        if not all(self.banned):
+            raise ValueError("banned holds an empty sequence, which every text holds")
+        if self.stop_tokens is not None:
+            object.__setattr__(self, "stop_tokens", _ids("stop_tokens", self.stop_tokens))
+
+    def check_vocabulary(self, vocab_size: int, stop_tokens: Sequence[int]) -> None:
+        """Raise ValueError for ids outside the vocabulary, and more beams than it has tokens."""
+        given = {
+            "banned": [i for part in self.banned for i in part],
+            "first_token": [] if self.first_token is None else [self.first_token],
+            "last_token": [] if self.last_token is None else [self.last_token],
+            "stop_tokens": list(stop_tokens),
+        }
+        for name, ids in given.items():
+            if wrong := [i for i in ids if not 0 <= i < vocab_size]:
+                raise ValueError(f"{name} holds {wrong[0]}, expected ids below {vocab_size}")
+        most = vocab_size - len(set(stop_tokens))
+        if self.num_beams > most:
+            raise ValueError(
+                f"num_beams is {self.num_beams}, expected at most {most}, the tokens that do not "
+                "end a text"
+            )
+
+
+def _ids(name: str, ids: Any) -> tuple[int, ...]:
+    if isinstance(ids, str) or not isinstance(ids, Sequence | np.ndarray):
+        raise TypeError(f"{name} holds {ids!r:.80}, expected token ids")
+    for index in ids:
+        check_int(name, index, 0)
+    return tuple(map(int, ids))
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A text that beam search found.
+
+    token_ids: without the prompt, the token that ended it among them. score: what texts are
+    compared by, logprob / len(token_ids) ** length_penalty; logprob: the sum over its tokens.
+    text: empty when the model has no tokenizer.
+    """
+
+    token_ids: list[int]
+    score: float
+    logprob: float
+    text: str = ""
+
+
+class _Search:
+    """The search for the texts of several prompts, step by step.
+
+    places: the prompts whose search goes on, n of them. scores: log-probabilities of their
+    unfinished texts, the best first, `[n, beams]`, -inf where there is none. tokens: those texts,
+    `[n, beams, length]`. finished: the best finished texts of each prompt, the best first.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], settings: BeamSearch, stop_tokens: Sequence[int]
+    ) -> None:
+        self.settings = settings
+        self.prompts = [list(prompt) for prompt in prompts]
+        self.stop_tokens = sorted(set(map(int, stop_tokens)))
+        self.places = np.arange(len(prompts))
+        self.scores = np.zeros((len(prompts), 1), np.float32)
+        self.tokens: IntArray = np.empty((len(prompts), 1, 0), np.int32)
+        self.finished: list[list[Hypothesis]] = [[] for _ in prompts]
+
+    def extend(self, logprobs: FloatArray) -> tuple[IntArray, IntArray]:
+        """Replace the texts by their best continuations.
+
+        logprobs: of what may follow each, `[n * beams, vocab]`, which is overwritten. Gives the
+        last tokens of the texts that go on, and the rows of `logprobs` that they continue.
+        """
+        settings = self.settings
+        n, beams = self.scores.shape
+        vocab = logprobs.shape[1]
+        self._forbid(logprobs)
+        total = logprobs.reshape(n, beams, vocab) + self.scores[:, :, None]
+        # As many as leave num_beams unfinished ones whatever ends.
+        count = max(2, 1 + len(self.stop_tokens)) * settings.num_beams
+        scores, chosen = largest(total.reshape(n, -1), count)
+        parents, tokens = np.divmod(chosen, vocab)
+        is_end = np.isin(tokens, self.stop_tokens)
+        if self.tokens.shape[2] + 1 == settings.max_new_tokens:
+            is_end[:] = True
+        self._finish(is_end & (scores > -np.inf), scores, parents, tokens)
+        going_on = np.argsort(is_end, axis=1, kind="stable")[:, : settings.num_beams]
+        scores[is_end] = -np.inf
+        scores, parents, tokens = (
+            np.take_along_axis(array, going_on, axis=1) for array in (scores, parents, tokens)
+        )
+        rows = parents + beams * np.arange(n)[:, None]
+        before = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
+        texts = np.concatenate([before, tokens[:, :, None].astype(np.int32)], axis=2)
+        kept = [i for i in range(n) if not self._is_done(i, float(scores[i, 0]), texts.shape[2])]
+        self.places, self.scores, self.tokens = self.places[kept], scores[kept], texts[kept]
+        return self.tokens[:, :, -1].ravel(), rows[kept].ravel().astype(np.int32)
+
+    def _finish(
+        self, is_end: npt.NDArray[np.bool_], scores: FloatArray, parents: Any, tokens: Any
+    ) -> None:
+        """Keep the best of the texts that have just ended."""
+        settings = self.settings
+        length = self.tokens.shape[2] + 1
+        for i, rank in np.argwhere(is_end[:, : settings.num_beams]):
+            ids = [*self.tokens[i, parents[i, rank]].tolist(), int(tokens[i, rank])]
+            logprob = float(scores[i, rank])
+            found = self.finished[self.places[i]]
+            found.append(Hypothesis(ids, logprob / length**settings.length_penalty, logprob))
+            found.sort(key=lambda one: -one.score)  # stable: the earlier of equals first
+            del found[settings.num_beams :]
+
+    def _is_done(self, i: int, best_logprob: float, length: int) -> bool:
+        """Can the texts of the i-th prompt not get better?"""
+        settings, found = self.settings, self.finished[self.places[i]]
+        if best_logprob == -np.inf:
+            return True
+        if len(found) < settings.num_beams:
+            return False
+        if settings.early_stopping is True:
+            return True
+        if settings.early_stopping == "never" and settings.length_penalty > 0:
+            length = settings.max_new_tokens
+        return bool(best_logprob / length**settings.length_penalty <= found[-1].score)
+
+    def _forbid(self, logprobs: FloatArray) -> None:
+        """Set to -inf what may not follow."""
+        settings, length = self.settings, self.tokens.shape[2]
+        forced = settings.first_token if length == 0 else None
+        if length == settings.max_new_tokens - 1 and settings.last_token is not None:
+            forced = settings.last_token
+        if forced is not None:
+            logprobs[:] = -np.inf
+            logprobs[:, forced] = 0
+            return
+        if settings.no_repeat_ngram or settings.banned:
+            beams = self.scores.shape[1]
+            for row, text in enumerate(self.tokens.reshape(len(logprobs), length).tolist()):
+                prompt = self.prompts[self.places[row // beams]]
+                logprobs[row, self._completing(prompt + text)] = -np.inf
+        if length < settings.min_new_tokens:
+            logprobs[:, self.stop_tokens] = -np.inf
+
+    def _completing(self, tokens: list[int]) -> list[int]:
+        """Tokens that would complete an n-gram that came before, or a banned sequence."""
+        found = []
+        size = self.settings.no_repeat_ngram
+        if size and len(tokens) >= size - 1:
+            start = tokens[len(tokens) - size + 1 :]
+            found += [
+                tokens[i + size - 1]
+                for i in range(len(tokens) - size + 1)
+                if tokens[i : i + size - 1] == start
+            ]
+        for part in self.settings.banned:
+            *start, last = part
+            if len(start) <= len(tokens) and tokens[len(tokens) - len(start) :] == start:
+                found.append(last)
+        return found
+
+
+def search(
+    prompts: Sequence[Sequence[int]],
+    settings: BeamSearch,
+    stop_tokens: Sequence[int],
+    first: FloatArray,
+    advance: Advance,
+) -> list[list[Hypothesis]]:
+    """The best texts of each prompt, the best first.
+
+    first: what may follow each prompt, `[prompts, vocab]`; advance: what may follow then. A prompt
+    whose search has ended has no more rows. A text's result does not depend on the other prompts.
+    """
+    settings.check_vocabulary(first.shape[1], stop_tokens)
+    state = _Search(prompts, settings, stop_tokens)
+    logits = first
+    while len(state.places):
+        tokens, parents = state.extend(log_softmax(logits))
+        if len(tokens):
+            logits = advance(tokens, parents)
+    return [found[: settings.num_return] for found in state.finished]
+
+
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Natural logarithms of the probabilities, row by row."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    logprobs: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logprobs
+
+
+def largest(values: FloatArray, count: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """The `count` largest values of each row, largest first, and where they are; all if there are
+    fewer. Which of equals come is a function of the row alone."""
+    if count < values.shape[1]:
+        chosen = np.argpartition(values, -count, axis=1)[:, -count:]
+    else:
+        chosen = np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    found = np.take_along_axis(values, chosen, axis=1)
+    order = np.lexsort((chosen, -found), axis=1)
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(chosen, order, axis=1)
