@@ -69,6 +69,7 @@ TEXTS = ["The warp lifts a loom.", "", "A treaty was signed, who weaves?", "red 
 # Masks
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_fill_mask_equals_the_pipeline(tmp_path):
     model = make("masked-lm")
     texts = ["The [MASK] lifts the warp.", "[MASK]", "a loom weaves red [MASK] ."]
@@ -152,6 +153,7 @@ def test_classify_equals_the_pipeline(problem_type, labels, model_type, tmp_path
         assert ours.score == ours.scores[ours.label]
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_classify_does_not_depend_on_the_batch():
     model = make("sequence-classification")
     together = model.classify(TEXTS)
