@@ -43,6 +43,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
 @dataclass(frozen=True)
 class GpuCase(ABC):
     op: ClassVar[str]
+    exact: ClassVar[tuple[str, ...]] = ()  # inputs that stay float32
     dtype: DType
 
     @property

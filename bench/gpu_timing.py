@@ -24,6 +24,7 @@ import numpy as np
 
 from bench.case import Array
 from bench.gpu_cases import GpuCase, Run, kernel_cases, smoke_cases
+from bench.gpu_decode import decode_cases, smoke_decode
 from bench.gpu_stacks import smoke_stacks, stack_cases
 from bench.runner import difference
 
@@ -34,7 +35,10 @@ MIN_SAMPLES, MAX_SAMPLES = 5, 50
 
 
 def all_cases(smoke: bool) -> dict[str, GpuCase]:
-    cases = [*smoke_cases(), *smoke_stacks()] if smoke else [*stack_cases(), *kernel_cases()]
+    if smoke:
+        cases = [*smoke_cases(), *smoke_stacks(), *smoke_decode()]
+    else:
+        cases = [*stack_cases(), *decode_cases(), *kernel_cases()]
     return {case.name: case for case in cases}
 
 
@@ -84,7 +88,8 @@ class SoftgateCard(Card):
         return [host.to(self.device) for _ in range(copies)]
 
     def fetched(self, result: Any) -> Array:
-        return cast(Array, result.to("cpu", "float32").numpy())
+        dtype = None if result.dtype == "int32" else "float32"
+        return cast(Array, result.to("cpu", dtype).numpy())
 
     def prepare(self, case: GpuCase, given: dict[str, Any]) -> Run:
         from softgate import Tensor
@@ -188,7 +193,10 @@ def run_case(card: Card, case: GpuCase, effort: Effort) -> dict[str, Any]:
     inputs = case.inputs()
     of_float = sum(a.nbytes // 4 * case.itemsize for a in inputs.values() if a.dtype.kind == "f")
     copies = effort.copies(of_float)
-    placed = {name: card.place(name, array, case.dtype, copies) for name, array in inputs.items()}
+    placed = {
+        name: card.place(name, array, "float32" if name in case.exact else case.dtype, copies)
+        for name, array in inputs.items()
+    }
     runs = [
         card.prepare(case, {name: tensors[i] for name, tensors in placed.items()})
         for i in range(copies)

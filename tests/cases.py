@@ -1086,6 +1086,28 @@ PENALIZE = [
 
 
 @dataclass(frozen=True)
+class SoftcapCase(Case):
+    rows: int
+    vocab: int
+    cap: float = 30.0
+    layout: str = "contiguous"
+    size: float = 20.0
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        x = self.random().standard_normal((self.rows, self.vocab)) * self.size
+        return {"logits": place(x.astype(dtype), self.layout), "cap": self.cap}
+
+
+SOFTCAP = [
+    *(SoftcapCase(3, n) for n in (*LENGTHS, 129, 1000, 2500)),
+    *(SoftcapCase(rows, 33) for rows in (0, 1, 2, 300)),
+    *(SoftcapCase(3, 70, layout=layout) for layout in LAYOUTS),
+    *(SoftcapCase(3, 70, cap, size=size) for cap in (0.5, 50.0) for size in (1e-3, 1e4, HUGE)),
+    SoftcapCase(3, 70, size=TINY),
+]
+
+
+@dataclass(frozen=True)
 class TokenLogprobsCase(Case):
     rows: int
     vocab: int

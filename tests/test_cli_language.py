@@ -53,14 +53,14 @@ def test_one_text_comes_as_text(loaded: dict[str, Any]) -> None:
     assert result.stdout == "직물은 천이다.\n"
     assert result.stderr.startswith("21 tokens after 1 of prompt, the first in 0.0")
     assert result.stderr.endswith("tokens/s\n")
-    assert loaded["options"] == {"dtype": None}
+    assert loaded["options"] == {"dtype": None, "device": None}
 
 
 def test_what_ended_a_text_is_said(loaded: dict[str, Any]) -> None:
-    result = run("generate", "x", "--max-new-tokens", 1, "--dtype", "int8")
+    result = run("generate", "x", "--max-new-tokens", 1, "--dtype", "int8", "--device", "cuda:1")
     assert result.stderr.startswith("1 token after 1 of prompt, the first in 0.")
     assert result.stderr.endswith(" s; ended by --max-new-tokens\n")
-    assert loaded["options"] == {"dtype": "int8"}
+    assert loaded["options"] == {"dtype": "int8", "device": "cuda:1"}
 
 
 def test_options_are_settings(loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ class Slow(Model):
             time.sleep(600)
         return super().__call__(*args, **kwargs)
 
-softgate.load = lambda spec, dtype: Slow(recite("직물 warp weft".encode(), after=1))
+softgate.load = lambda spec, dtype, device: Slow(recite("직물 warp weft".encode(), after=1))
 from softgate.cli import chat as module
 from softgate.cli import main
 main()

@@ -18,13 +18,13 @@ import softgate
 from click.testing import CliRunner
 
 from bench import __main__ as command_line
-from bench import gpu_cases, gpu_report, gpu_stacks, gpu_timing
+from bench import gpu_cases, gpu_decode, gpu_report, gpu_stacks, gpu_timing
 from bench.gpu_cases import GpuCase
 from bench.gpu_report import Engine, GpuLimits, GpuResult
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = GpuLimits(copy=1000.0, rates={"float32": 1e4, "float16": 1e5, "bfloat16": 1e5})
-SMOKE = [*gpu_cases.smoke_cases(), *gpu_stacks.smoke_stacks()]
+SMOKE = [*gpu_cases.smoke_cases(), *gpu_stacks.smoke_stacks(), *gpu_decode.smoke_decode()]
 CARD = {
     "name": "A card",
     "capability": [8, 0],
@@ -96,9 +96,9 @@ def test_a_ragged_stack_pads_for_torch() -> None:
 @pytest.mark.parametrize("smoke", [False, True])
 def test_cases_are_complete(smoke: bool) -> None:
     cases = gpu_timing.all_cases(smoke)
-    made = [gpu_cases.smoke_cases(), gpu_stacks.smoke_stacks()]
+    made = [gpu_cases.smoke_cases(), gpu_stacks.smoke_stacks(), gpu_decode.smoke_decode()]
     if not smoke:
-        made = [gpu_cases.kernel_cases(), gpu_stacks.stack_cases()]
+        made = [gpu_cases.kernel_cases(), gpu_stacks.stack_cases(), gpu_decode.decode_cases()]
     assert len(cases) == sum(map(len, made)), "two cases have one name"
     for name, case in cases.items():
         assert case.work.flops > 0 and case.work.bytes > 0, name
@@ -106,6 +106,7 @@ def test_cases_are_complete(smoke: bool) -> None:
     ops = {case.op for case in cases.values()}
     assert ops >= {"attention", "linear", "add_layer_norm", "embedding", "softmax"}
     assert ops >= {"rnn", "lstm", "gru", "bert", "lstm stack", "gru stack"}
+    assert ops >= {"cached_attention", "rotary", "sample", "decode"}
     assert {case.dtype for case in cases.values()} == {"float32", "float16", "bfloat16"}
 
 

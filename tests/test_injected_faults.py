@@ -21,6 +21,7 @@ import ptx
 import pytest
 import softgate
 import test_attention_devices
+import test_decode_devices
 import test_devices
 import test_linear_devices
 import test_recurrent_devices
@@ -34,9 +35,14 @@ from cases import (
     LinearCase,
     NormalizeCase,
     PackedLinearCase,
+    PenalizeCase,
     PoolCase,
     RecurrentCase,
+    RotaryCase,
+    SampleCase,
+    SoftcapCase,
     SoftmaxCase,
+    TokenLogprobsCase,
 )
 from devices import DTYPES, fetched
 
@@ -110,6 +116,8 @@ class Run:
             return test_attention_devices.run(self.case, "simt", self.dtype)
         if self.op == "recurrent":
             return test_recurrent_devices.run(self.case, "simt", self.dtype)
+        if self.op == "decode":
+            return test_decode_devices.run(self.case, "simt", self.dtype)
         if self.op == "packed":
             return [test_linear_devices.run(self.case, "simt", self.dtype)]
         return [test_devices.run(self.op, self.case, "simt", self.dtype)]
@@ -120,6 +128,8 @@ class Run:
                 test_attention_devices.assert_matches_reference(self.case, self.dtype, results)
             elif self.op == "recurrent":
                 test_recurrent_devices.assert_matches_reference(self.case, self.dtype, results)
+            elif self.op == "decode":
+                test_decode_devices.assert_matches_reference(self.case, self.dtype, results)
             elif self.op == "packed":
                 test_linear_devices.assert_matches_reference(self.case, *results)
             else:
@@ -225,6 +235,26 @@ RUNS = [
         *("attention_float", "combine", "weights"),
         dtypes=DTYPES[:1],
     ),
+    *runs(
+        "decode",
+        [
+            RotaryCase((3, 0, 2), (4, 1, 0), 3, 2, head_dim=80, rotary_dim=48, norm=norm)
+            for norm in ("", "qk")
+        ],
+        "rotary",
+    ),
+    *runs(
+        "decode",
+        [
+            SampleCase(2, 1037, top_k=40, top_p=0.9, min_p=0.01),
+            SampleCase(2, 1037, 0.0),
+            SampleCase(2, 300, 0.7, top_k=5, top_p=0.8),
+        ],
+        "sample",
+    ),
+    *runs("decode", [PenalizeCase((9, 300, 5), 70)], "penalize"),
+    *runs("decode", [SoftcapCase(3, 2500)], "softcap"),
+    *runs("decode", [TokenLogprobsCase(2, n) for n in (300, 1037)], "token_logprobs"),
     *runs(
         "recurrent",
         [

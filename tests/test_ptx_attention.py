@@ -55,7 +55,7 @@ class Run:
         sizes += [max_q, max_k, min_q]
         heads = (num_heads, num_kv_heads, num_kv_heads, num_heads)  # of q, k, v, out
         strides = [*(head_dim * count for count in heads), *[head_dim] * 4]
-        strides += [0, 0, total_q, *mask_strides]  # of a cache: none
+        strides += [num_kv_heads * head_dim] * 2 + [0, total_q, *mask_strides]  # no cache
         scale = head_dim**-0.5 if a["scale"] is None else a["scale"]
         left, right = a["window"]
         self.args = [

@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 import softgate
-from cases import PENALIZE, SAMPLE, TOKEN_LOGPROBS, PenalizeCase, SampleCase, TokenLogprobsCase
+from cases import (
+    PENALIZE,
+    SAMPLE,
+    SOFTCAP,
+    TOKEN_LOGPROBS,
+    PenalizeCase,
+    SampleCase,
+    SoftcapCase,
+    TokenLogprobsCase,
+)
 from layouts import SPOILED, Guarded, place, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits
@@ -278,6 +287,51 @@ def test_penalize_bad_argument(change, error, message):
     with pytest.raises(error, match=rf"^penalize: {message}"):
         ops.penalize(**(a | change))
     assert (a["logits"] == 1.0).all()
+
+
+@pytest.mark.parametrize("case", SOFTCAP, ids=str)
+def test_softcap_matches_reference(case):
+    a = case.arguments()
+    expected = reference.softcap(**a)
+    assert ops.softcap(**a) is a["logits"]
+    assert_close(a["logits"], expected)
+
+
+@pytest.mark.parametrize("case", SOFTCAP, ids=str)
+def test_softcap_same_bits_on_any_thread_count(case, thread_counts):
+    first, *others = [ops.softcap(**case.arguments()) for _ in thread_counts]
+    for other in others:
+        assert_same_bits(other, first)
+
+
+def test_softcap_writes_the_logits_and_nothing_else():
+    a = SoftcapCase(5, 37).arguments()
+    expected = ops.softcap(a["logits"].copy(), 30.0)
+    guarded = Guarded(a["logits"].shape, np.float32, "strided")
+    guarded.array[...] = a["logits"]
+    assert_same_bits(ops.softcap(guarded.array, 30.0), expected)
+    guarded.assert_intact()
+
+
+def test_softcap_of_what_is_no_number():
+    x = np.array([[np.nan, np.inf, -np.inf, 0.0]], np.float32)
+    np.testing.assert_array_equal(ops.softcap(x, 5.0), [[np.nan, 5.0, -5.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        *(({"cap": c}, ValueError, "cap is") for c in (0.0, -1.0, float("nan"), float("inf"))),
+        ({"logits": read_only(np.zeros((2, 4), np.float32))}, ValueError, "logits is read-only"),
+        ({"logits": np.zeros((2, 4))}, TypeError, "logits"),
+        ({"logits": np.zeros(4, np.float32)}, ValueError, "logits"),
+    ],
+    ids=str,
+)
+def test_softcap_bad_argument(change, error, message):
+    a = {"logits": np.ones((2, 4), np.float32), "cap": 30.0}
+    with pytest.raises(error, match=rf"^softcap: {message}"):
+        ops.softcap(**(a | change))
 
 
 def logprobs_scale(logits, ids):

@@ -95,8 +95,12 @@ def launch_of(kernel: str) -> tuple[int, int]:
             (dim,) = numbers
             rows = 16 if split or dim > 128 else 32
             return 128, 4 * (rows * dim + 32 * (dim + 4) + rows * 32)
-        case "combine" | "weights":
+        case "combine" | "rotary" | "weights":
             return 128, 0
+        case "penalize" | "softcap":
+            return 256, 0
+        case "sample" | "token_logprobs":
+            return 512, 3 * 32 * 4
         case "sequence":  # as much as fits
             return 256, 163 << 10
         case "step":

@@ -127,7 +127,7 @@ py::object cached_attention(py::handle q, py::handle k_cache, py::handle v_cache
   const Tensor q_ = to_tensor({op, "q"}, q);
   const Tensor k_ = to_tensor({op, "k_cache"}, k_cache);
   const Tensor v_ = to_tensor({op, "v_cache"}, v_cache);
-  const Tensor lens_q = to_tensor({op, "cu_seqlens_q", "int32"}, cu_seqlens_q);
+  const SequenceOffsets lens_q = to_offsets({op, "cu_seqlens_q", "int32"}, cu_seqlens_q);
   const Tensor lens_k = to_tensor({op, "lengths_k", "int32"}, lengths_k);
   const CachedAttentionOptions options{
       .cache_rows = to_optional_tensor({op, "cache_rows", "int32"}, cache_rows),
@@ -232,7 +232,7 @@ py::object rotary(py::handle qkv, py::handle cu_seqlens, py::handle starts, py::
                   py::handle cache_rows, py::handle out) {
   const char* op = "rotary";
   const Tensor qkv_ = to_tensor({op, "qkv"}, qkv);
-  const Tensor cu_seqlens_ = to_tensor({op, "cu_seqlens", "int32"}, cu_seqlens);
+  const SequenceOffsets cu_seqlens_ = to_offsets({op, "cu_seqlens", "int32"}, cu_seqlens);
   const Tensor starts_ = to_tensor({op, "starts", "int32"}, starts);
   const Tensor k_ = to_tensor({op, "k_cache"}, k_cache);
   const Tensor v_ = to_tensor({op, "v_cache"}, v_cache);
@@ -269,6 +269,12 @@ py::object sample(py::handle logits, py::handle random, double temperature, std:
       .temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p};
   Tensor result = without_gil([&] { return softgate::sample(logits_, random_, sampling); });
   return to_result(std::move(result), logits, py::none());
+}
+
+py::object softcap(py::handle logits, double cap) {
+  const Tensor logits_ = to_tensor({"softcap", "logits"}, logits);
+  without_gil([&] { softgate::softcap(logits_, cap); });
+  return py::reinterpret_borrow<py::object>(logits);
 }
 
 py::object token_logprobs(py::handle logits, py::handle ids) {
@@ -427,6 +433,7 @@ void register_ops(py::module_& m) {
         arg("eps"), arg("interleaved"), arg("cache_rows"), arg("out"));
   m.def("sample", &sample, arg("logits"), arg("random"), arg("temperature"), arg("top_k"),
         arg("top_p"), arg("min_p"));
+  m.def("softcap", &softcap, arg("logits"), arg("cap"));
   m.def("token_logprobs", &token_logprobs, arg("logits"), arg("ids"));
 }
 

@@ -21,16 +21,17 @@ void lstm(const RecurrentArgs&);
 void normalize(const NormalizeArgs<float>&);
 void pack(const PackArgs&);
 std::int64_t panel_bytes(const PanelFormat&, std::int64_t in_features);
-void penalize(const PenalizeArgs&);
+void penalize(const PenalizeArgs<float>&);
 void pool(const PoolArgs<float>&);
 void restore_panel(const PanelArgs&);
 void rnn(const RecurrentArgs&);
 void rotary(const RotaryArgs<float>&);
-void sample(const SampleArgs&);
+void sample(const SampleArgs<float>&);
+void softcap(const SoftcapArgs<float>&);
 void softmax(const SoftmaxArgs<float>&);
 void store_panel(const PanelArgs&);
 std::int64_t stored_panel_bytes(DType, std::int64_t depth);
-void token_logprobs(const TokenLogprobsArgs&);
+void token_logprobs(const TokenLogprobsArgs<float>&);
 void unpack(const PackArgs&);
 
 static constexpr Kernels kTable = {
@@ -52,6 +53,7 @@ static constexpr Kernels kTable = {
     .rnn = rnn,
     .rotary = rotary,
     .sample = sample,
+    .softcap = softcap,
     .softmax = softmax,
     .splits = nullptr,
     .store_panel = store_panel,

@@ -8,9 +8,10 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-void sample(const SampleArgs& args);
-void penalize(const PenalizeArgs& args);
-void token_logprobs(const TokenLogprobsArgs& args);
+void sample(const SampleArgs<float>& args);
+void penalize(const PenalizeArgs<float>& args);
+void softcap(const SoftcapArgs<float>& args);
+void token_logprobs(const TokenLogprobsArgs<float>& args);
 
 namespace {
 
@@ -63,7 +64,7 @@ float smallest_kept(Token* tokens, std::int64_t count, double target) {
 
 class Row {
  public:
-  Row(const SampleArgs& args, std::int64_t row)
+  Row(const SampleArgs<float>& args, std::int64_t row)
       : args_(args),
         logits_(args.logits + row * args.stride),
         random_(args.random[row]),
@@ -234,7 +235,7 @@ class Row {
     return static_cast<std::int32_t>(last * kBlock + token);
   }
 
-  const SampleArgs& args_;
+  const SampleArgs<float>& args_;
   const float* logits_;
   float random_;
   std::int64_t blocks_;
@@ -254,13 +255,13 @@ float row_max(const float* x, std::int64_t n) {
 
 }  // namespace
 
-void sample(const SampleArgs& args) {
+void sample(const SampleArgs<float>& args) {
   parallel_for(args.batch, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) args.out[row] = Row(args, row).draw();
   });
 }
 
-void penalize(const PenalizeArgs& args) {
+void penalize(const PenalizeArgs<float>& args) {
   const std::int64_t words = ceil_div(args.vocab, 64);
   parallel_for(args.batch, 1, [&](std::int64_t begin, std::int64_t end) {
     const std::size_t bytes = static_cast<std::size_t>(words) * sizeof(std::uint64_t);
@@ -279,7 +280,19 @@ void penalize(const PenalizeArgs& args) {
   });
 }
 
-void token_logprobs(const TokenLogprobsArgs& args) {
+void softcap(const SoftcapArgs<float>& args) {
+  const vf cap = set1(args.cap), inverse = set1(1.0f / args.cap);
+  for_each_row_range(args.rows, 2 * kFloat * args.vocab, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      float* x = args.logits + row * args.stride;
+      for_each_vector(args.vocab, [=](std::int64_t i, auto lanes) {
+        store(x + i, mul(cap, tanh(mul(load(x + i, lanes), inverse))), lanes);
+      });
+    }
+  });
+}
+
+void token_logprobs(const TokenLogprobsArgs<float>& args) {
   const std::int64_t n = args.vocab;
   for_each_row_range(args.rows, 2 * kFloat * n, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {

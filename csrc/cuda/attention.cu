@@ -4,7 +4,7 @@
 // A row is a query of one of the heads that share a key-value head; heads run fastest, so grouped
 // heads read their keys once. Tiles are numbered over the packed batch (first_part), so that no
 // launch depends on a length that only the device knows. Sequences of few rows have their keys
-// split over blocks, whatever else is in the batch.
+// split over blocks, whatever else is in the batch: decoding, where keys lie in a cache, too.
 #include "ops/attention.h"
 
 #include <type_traits>
@@ -15,6 +15,7 @@
 #include "cuda/ptx.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/runtime.h"
+#include "cuda/sequences.cuh"
 
 namespace softgate::cuda {
 namespace attention_detail {  // not without a name, so that simt finds its kernels' names
@@ -46,21 +47,11 @@ std::int64_t part_count(std::int64_t items, std::int64_t batch, int size) {
   return items / size + batch;
 }
 
-// The first sequence that ends_behind holds for, or the last one; by a whole warp.
-template <class EndsBehind>
-__device__ __forceinline__ int find_sequence(int batch, EndsBehind ends_behind) {
-  for (int first = 0;; first += kWarp) {
-    const int sequence = first + static_cast<int>(threadIdx.x) % kWarp;
-    const unsigned behind =
-        __ballot_sync(kFullMask, sequence >= batch - 1 || ends_behind(sequence));
-    if (behind != 0) return first + __ffs(static_cast<int>(behind)) - 1;
-  }
-}
-
 // One sequence under one key-value head.
 struct Sequence {
   int index, kv_head, group;
-  int first_query, first_key, len_q, len_k;
+  int first_query, len_q, len_k;
+  int key_place;  // the first key, or the row of the cache
   int window_left, window_right;
 
   template <class T>
@@ -69,11 +60,20 @@ struct Sequence {
         kv_head(kv_head_),
         group(static_cast<int>(args.num_heads / args.num_kv_heads)),
         first_query(args.cu_seqlens_q[sequence]),
-        first_key(args.cu_seqlens_k[sequence]),
         len_q(args.cu_seqlens_q[sequence + 1] - first_query),
-        len_k(args.cu_seqlens_k[sequence + 1] - first_key),
         window_left(static_cast<int>(args.window_left)),
-        window_right(static_cast<int>(args.window_right)) {}
+        window_right(static_cast<int>(args.window_right)) {
+    if (args.lengths_k == nullptr) {
+      key_place = args.cu_seqlens_k[sequence];
+      len_k = args.cu_seqlens_k[sequence + 1] - key_place;
+      return;
+    }
+    // Nobody has checked these.
+    key_place = args.cache_rows ? args.cache_rows[sequence] : sequence;
+    const bool inside = key_place >= 0 && key_place < args.num_rows;
+    len_k = inside ? max(min(args.lengths_k[sequence], static_cast<int>(args.max_k)), 0) : 0;
+    if (!inside) key_place = 0;
+  }
 
   __device__ __forceinline__ int rows() const { return len_q * group; }
   __device__ __forceinline__ int query_of(int row) const { return row / group; }
@@ -94,6 +94,15 @@ struct Sequence {
     return args.lse + head_of(row) * args.lse_stride + first_query + query_of(row);
   }
 
+  template <class T>
+  __device__ __forceinline__ const T* k_of(const AttentionArgs<T>& args) const {
+    return args.k + key_place * args.k_row_stride + kv_head * args.k_head_stride;
+  }
+  template <class T>
+  __device__ __forceinline__ const T* v_of(const AttentionArgs<T>& args) const {
+    return args.v + key_place * args.v_row_stride + kv_head * args.v_head_stride;
+  }
+
   // Keys that the causal bound and the window leave to a query. In 64 bits: a bound may be any int.
   __device__ __forceinline__ Range keys_of(int query) const {
     const std::int64_t position = std::int64_t{query} + len_k - len_q;
@@ -111,6 +120,20 @@ struct Sequence {
 constexpr int kRowThreads = 128;  // of kernels with a warp per row
 constexpr int kSplitKeys = 256;   // fixed, so that a result does not depend on the card
 constexpr int kSplitRows = 16;    // a sequence of so many rows is split
+
+// As first_part, of a sequence's keys; of a cache, every row has parts for all that it may hold.
+template <class T>
+__device__ __forceinline__ std::int64_t first_part_of_keys(const AttentionArgs<T>& args,
+                                                           int sequence) {
+  if (args.lengths_k) return sequence * (args.max_k / kSplitKeys + 1);
+  return first_part(args.cu_seqlens_k[sequence], sequence, kSplitKeys);
+}
+
+template <class T>
+std::int64_t part_count_of_keys(const AttentionArgs<T>& args) {
+  if (args.lengths_k) return args.batch * (args.max_k / kSplitKeys + 1);
+  return part_count(args.total_k, args.batch, kSplitKeys);
+}
 
 // The blocks of keys that a tile of rows needs: first those that some row sees in part, then those
 // that every row sees whole, so that the latter are a loop without masks.
@@ -260,13 +283,10 @@ template <class Shape>
 class BlockCopy {
  public:
   template <class T>
-  __device__ __forceinline__ BlockCopy(const T* tensor, std::int64_t stride,
-                                       std::int64_t head_stride, const Sequence& sequence,
-                                       char* shared)
+  __device__ __forceinline__ BlockCopy(const T* first, std::int64_t stride, char* shared)
       : stride_(static_cast<int>(stride) * 2), shared_(shared) {
-    from_ = reinterpret_cast<const char*>(tensor + sequence.first_key * stride +
-                                          sequence.kv_head * head_stride) +
-            row() * std::int64_t{stride_} + chunk() * kChunkBytes;
+    from_ = reinterpret_cast<const char*>(first) + row() * std::int64_t{stride_} +
+            chunk() * kChunkBytes;
   }
 
   // Rows beyond the sequence become zero.
@@ -544,9 +564,9 @@ __global__ void __launch_bounds__(Whole::kThreads)
   const auto kv_head = static_cast<int>(blockIdx.y);
   const int items = Shape::kSplit ? 1 : static_cast<int>(args.num_heads / args.num_kv_heads);
   constexpr int kPartSize = Shape::kSplit ? kSplitKeys : Shape::kRows;
-  const std::int32_t* cu_seqlens = Shape::kSplit ? args.cu_seqlens_k : args.cu_seqlens_q;
   const auto part_of = [&](int sequence) {
-    return first_part(std::int64_t{cu_seqlens[sequence]} * items, sequence, kPartSize);
+    if constexpr (Shape::kSplit) return first_part_of_keys(args, sequence);
+    return first_part(std::int64_t{args.cu_seqlens_q[sequence]} * items, sequence, kPartSize);
   };
   const int index = find_sequence(static_cast<int>(args.batch),
                                   [&](int sequence) { return part_of(sequence + 1) > part; });
@@ -569,8 +589,8 @@ __global__ void __launch_bounds__(Whole::kThreads)
   char* const shared_q = reinterpret_cast<char*>(shared_memory());
   char* const shared_k = shared_q + Shape::kRows * Shape::kRowBytes;
   char* const shared_v = shared_k + Shape::kKeys * Shape::kRowBytes;
-  BlockCopy<Shape> keys(args.k, args.k_stride, args.k_head_stride, sequence, shared_k);
-  BlockCopy<Shape> values(args.v, args.v_stride, args.v_head_stride, sequence, shared_v);
+  BlockCopy<Shape> keys(sequence.k_of(args), args.k_stride, shared_k);
+  BlockCopy<Shape> values(sequence.v_of(args), args.v_stride, shared_v);
 
   const int warp_row = Shape::kSplit ? 0 : warp() * Shape::kWarpRows;
   const int warp_key = Shape::kSplit ? warp() * Shape::kWarpKeys : 0;
@@ -668,7 +688,7 @@ __global__ void __launch_bounds__(kRowThreads)
   if (sequence.rows() > kSplitRows) return;
   const int row = (query - sequence.first_query) * group + head % group;
 
-  const std::int64_t part = first_part(sequence.first_key, index, kSplitKeys);
+  const std::int64_t part = first_part_of_keys(args, index);
   const int count = (sequence.len_k + kSplitKeys - 1) / kSplitKeys * Shape::kPartials;
   const auto place = [&](int i) {
     return partials.index(part + i / Shape::kPartials, i % Shape::kPartials, sequence.kv_head, row);
@@ -735,9 +755,9 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const int part = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const int items = Shape::kSplit ? 1 : static_cast<int>(args.num_heads / args.num_kv_heads);
   constexpr int kPartSize = Shape::kSplit ? kSplitKeys : Shape::kRows;
-  const std::int32_t* cu_seqlens = Shape::kSplit ? args.cu_seqlens_k : args.cu_seqlens_q;
   const auto part_of = [&](int sequence) {
-    return first_part(std::int64_t{cu_seqlens[sequence]} * items, sequence, kPartSize);
+    if constexpr (Shape::kSplit) return first_part_of_keys(args, sequence);
+    return first_part(std::int64_t{args.cu_seqlens_q[sequence]} * items, sequence, kPartSize);
   };
   const int index = find_sequence(static_cast<int>(args.batch),
                                   [&](int sequence) { return part_of(sequence + 1) > part; });
@@ -768,10 +788,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
     const int first_key = blocks[i] * kWarp, key = first_key + lane();
     __syncthreads();
     load_floats<Shape, kWarp, Shape::kKeyPitch>(
-        shared_kv, first_key, sequence.len_k, head_dim, [&](int k) {
-          return args.k + (sequence.first_key + k) * args.k_stride +
-                 sequence.kv_head * args.k_head_stride;
-        });
+        shared_kv, first_key, sequence.len_k, head_dim,
+        [keys = sequence.k_of(args), &args](int k) { return keys + k * args.k_stride; });
     __syncthreads();
 
     float scores[kWarpRows] = {};
@@ -801,10 +819,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
     }
     __syncthreads();
     load_floats<Shape, kWarp, Shape::kKeyPitch>(
-        shared_kv, first_key, sequence.len_k, head_dim, [&](int k) {
-          return args.v + (sequence.first_key + k) * args.v_stride +
-                 sequence.kv_head * args.v_head_stride;
-        });
+        shared_kv, first_key, sequence.len_k, head_dim,
+        [values = sequence.v_of(args), &args](int k) { return values + k * args.v_stride; });
     __syncthreads();
     for (int k = 0; k < kWarp; ++k) {
       float values[kPaddedDim / kWarp];
@@ -858,8 +874,7 @@ __global__ void __launch_bounds__(kRowThreads) weights_kernel(const AttentionArg
     float score = -kInf;
     if (key >= seen.begin && key < seen.end) {
       const T* q = sequence.q_of(args, row);
-      const T* k = args.k + (sequence.first_key + key) * args.k_stride +
-                   sequence.kv_head * args.k_head_stride;
+      const T* k = sequence.k_of(args) + key * args.k_stride;
       float product = 0.0f;
       for (int d = 0; d < args.head_dim; ++d)
         product = fmaf(static_cast<float>(q[d]), static_cast<float>(k[d]), product);
@@ -917,7 +932,7 @@ void launch_both(const AttentionArgs<T>& args, Stream stream) {
     launch_tiles(args, part_count(rows(args.total_q, args), args.batch, Whole::kRows),
                  Partials<Whole>{}, stream);
   if (rows(args.min_q, args) > kSplitRows) return;
-  const std::int64_t parts = part_count(args.total_k, args.batch, kSplitKeys);
+  const std::int64_t parts = part_count_of_keys(args);
   const std::int64_t count = parts * Split::kPartials * args.num_kv_heads * kSplitRows;
   const Scratch scratch(count * (Split::kHeadDim + 1) * sizeof(float), stream);
   const Partials<Split> partials{
@@ -940,14 +955,14 @@ void launch_float(const AttentionArgs<float>& args, Stream stream) {
 
 // Rows of 16-bit types are copied in chunks.
 template <class T>
-void check_chunks(const char* argument, const T* data, std::int64_t stride,
-                  std::int64_t head_stride) {
+void check_chunks(const char* op, const char* argument, const T* data, std::int64_t stride,
+                  std::int64_t head_stride, std::int64_t row_stride = 0) {
   check(reinterpret_cast<std::uintptr_t>(data) % kChunkBytes == 0 && stride % kChunkElements == 0 &&
-            head_stride % kChunkElements == 0,
-        "attention: rows of ", argument, " begin anywhere, expected at multiples of ", kChunkBytes,
+            head_stride % kChunkElements == 0 && row_stride % kChunkElements == 0,
+        op, ": rows of ", argument, " begin anywhere, expected at multiples of ", kChunkBytes,
         " bytes");
-  check(stride >= 0 && stride * std::int64_t{sizeof(T)} <= 0x7fffffff, "attention: tokens of ",
-        argument, " are ", stride, " elements apart, expected less than 2^31 bytes");
+  check(stride >= 0 && stride * std::int64_t{sizeof(T)} <= 0x7fffffff, op, ": tokens of ", argument,
+        " are ", stride, " elements apart, expected less than 2^31 bytes");
 }
 
 }  // namespace attention_detail
@@ -969,10 +984,14 @@ void attention(const AttentionArgs<T>& args, Stream stream) {
     if (args.head_dim <= 128) return launch_float<128>(args, stream);
     return launch_float<256>(args, stream);
   } else {
-    check_chunks("q", args.q, args.q_stride, args.q_head_stride);
-    check_chunks("k", args.k, args.k_stride, args.k_head_stride);
-    check_chunks("v", args.v, args.v_stride, args.v_head_stride);
-    check_chunks("out", args.out, args.out_stride, args.out_head_stride);
+    const bool cached = args.lengths_k != nullptr;
+    const char* op = cached ? "cached_attention" : "attention";
+    check_chunks(op, "q", args.q, args.q_stride, args.q_head_stride);
+    check_chunks(op, cached ? "k_cache" : "k", args.k, args.k_stride, args.k_head_stride,
+                 args.k_row_stride);
+    check_chunks(op, cached ? "v_cache" : "v", args.v, args.v_stride, args.v_head_stride,
+                 args.v_row_stride);
+    check_chunks(op, "out", args.out, args.out_stride, args.out_head_stride);
     switch (args.head_dim) {
       case 32: return launch_head_dim<T, 32>(args, stream);
       case 64: return launch_head_dim<T, 64>(args, stream);
@@ -981,7 +1000,7 @@ void attention(const AttentionArgs<T>& args, Stream stream) {
       case 128: return launch_head_dim<T, 128>(args, stream);
       case 256: return launch_head_dim<T, 256>(args, stream);
       default:
-        check(false, "attention: q has head_dim ", args.head_dim,
+        check(false, op, ": q has head_dim ", args.head_dim,
               ", expected 32, 64, 80, 96, 128 or 256 for 16-bit types");
     }
   }

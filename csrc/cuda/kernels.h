@@ -13,6 +13,8 @@
 #include "ops/normalize.h"
 #include "ops/pool.h"
 #include "ops/recurrent.h"
+#include "ops/rotary.h"
+#include "ops/sample.h"
 #include "ops/softmax.h"
 
 namespace softgate::cuda {
@@ -28,9 +30,14 @@ struct Kernels {
   void (*linear_integers)(const IntegerLinearArgs<T>&, Stream);
   void (*lstm)(const RecurrentStepsArgs<T>&, Stream);
   void (*normalize)(const NormalizeArgs<T>&, Stream);
+  void (*penalize)(const PenalizeArgs<T>&, Stream);
   void (*pool)(const PoolArgs<T>&, Stream);
   void (*rnn)(const RecurrentStepsArgs<T>&, Stream);
+  void (*rotary)(const RotaryArgs<T>&, Stream);
+  void (*sample)(const SampleArgs<T>&, Stream);
+  void (*softcap)(const SoftcapArgs<T>&, Stream);
   void (*softmax)(const SoftmaxArgs<T>&, Stream);
+  void (*token_logprobs)(const TokenLogprobsArgs<T>&, Stream);
 };
 
 using KernelTables = std::tuple<Kernels<float>, Kernels<half>, Kernels<bfloat16>>;

@@ -23,11 +23,21 @@ void lstm(const RecurrentStepsArgs<T>&, Stream);
 template <class T>
 void normalize(const NormalizeArgs<T>&, Stream);
 template <class T>
+void penalize(const PenalizeArgs<T>&, Stream);
+template <class T>
 void pool(const PoolArgs<T>&, Stream);
 template <class T>
 void rnn(const RecurrentStepsArgs<T>&, Stream);
 template <class T>
+void rotary(const RotaryArgs<T>&, Stream);
+template <class T>
+void sample(const SampleArgs<T>&, Stream);
+template <class T>
+void softcap(const SoftcapArgs<T>&, Stream);
+template <class T>
 void softmax(const SoftmaxArgs<T>&, Stream);
+template <class T>
+void token_logprobs(const TokenLogprobsArgs<T>&, Stream);
 
 namespace {
 
@@ -43,9 +53,14 @@ constexpr Kernels<T> table() {
       .linear_integers = linear_integers<T>,
       .lstm = lstm<T>,
       .normalize = normalize<T>,
+      .penalize = penalize<T>,
       .pool = pool<T>,
       .rnn = rnn<T>,
+      .rotary = rotary<T>,
+      .sample = sample<T>,
+      .softcap = softcap<T>,
       .softmax = softmax<T>,
+      .token_logprobs = token_logprobs<T>,
   };
 }
 

@@ -82,13 +82,14 @@ void check_cu_seqlens(const char* op, const char* argument, const Tensor& cu_seq
 }
 
 void check_cache_rows(const char* op, const Tensor* cache_rows, std::int64_t batch,
-                      std::int64_t rows) {
+                      std::int64_t rows, Device device) {
   if (!cache_rows) {
     check(batch <= rows, op, ": k_cache has ", rows, " rows, expected one for each of ", batch,
           " sequences, or cache_rows");
     return;
   }
-  check_tensor(op, "cache_rows", *cache_rows, DType::int32, {batch});
+  check_tensor(op, "cache_rows", *cache_rows, DType::int32, {batch}, device);
+  if (device.kind != DeviceKind::cpu) return;
   const auto* row = cache_rows->data<std::int32_t>();
   for (std::int64_t b = 0; b < batch; ++b) {
     check(row[b] >= 0 && row[b] < rows, op, ": cache_rows[", b, "] is ", row[b],

@@ -25,9 +25,9 @@ void check_cu_seqlens(const char* op, const char* argument, const Tensor& cu_seq
                       std::int64_t total, Device device = {});
 
 // cache_rows: int32 [batch], each in [0, rows), or null where sequence b has row b, of which there
-// must be enough then.
+// must be enough then. Their values are only looked at on the CPU.
 void check_cache_rows(const char* op, const Tensor* cache_rows, std::int64_t batch,
-                      std::int64_t rows);
+                      std::int64_t rows, Device device = {});
 
 // An output: writable memory in which no two elements share a place.
 void check_writable(const char* op, const char* argument, const Tensor& tensor);

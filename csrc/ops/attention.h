@@ -41,11 +41,12 @@ struct AttentionArgs {
   const float* add_mask;
   std::int64_t batch, num_heads, num_kv_heads, head_dim;
   std::int64_t total_q, total_k;
-  std::int64_t max_q, max_k;  // of weights and masks; no sequence is longer
+  std::int64_t max_q, max_k;  // of weights and masks, or a cache's capacity; no sequence is longer
   std::int64_t min_q;         // no sequence with queries is shorter
   std::int64_t q_stride, k_stride, v_stride, out_stride;  // elements between tokens
   std::int64_t q_head_stride, k_head_stride, v_head_stride, out_head_stride;
-  std::int64_t k_row_stride, v_row_stride;  // elements between rows of a cache
+  std::int64_t k_row_stride, v_row_stride;  // between rows of a cache; elsewhere k_stride, v_stride
+  std::int64_t num_rows;                    // of a cache
   std::int64_t lse_stride;                  // elements between heads
   std::int64_t mask_batch_stride, mask_head_stride, mask_row_stride;  // zero where broadcast
   float scale;

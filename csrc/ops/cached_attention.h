@@ -8,9 +8,13 @@
 // cap, bounds, grouped heads and queries without keys are attention's. Inputs may have any strides
 // between tokens, rows and heads; out overlaps none.
 //
-// Sequences of up to kDecodeQueries queries are decoded: their keys are split at multiples of
-// split_keys, which depends on the size of a key alone, so that several threads share one sequence;
-// what the splits found is merged in their order.
+// On a device other than the CPU, lengths_k and cache_rows are not looked at by the host: a length
+// counts as the nearest one that the capacity has, and a row outside of the cache holds no keys.
+// The kernel is attention's.
+//
+// On the CPU, sequences of up to kDecodeQueries queries are decoded: their keys are split at
+// multiples of split_keys, which depends on the size of a key alone, so that several threads share
+// one sequence; what the splits found is merged in their order.
 #pragma once
 
 #include <optional>
@@ -44,7 +48,7 @@ struct CachedAttentionOptions {
 };
 
 Tensor cached_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
-                        const Tensor& cu_seqlens_q, const Tensor& lengths_k,
+                        const SequenceOffsets& cu_seqlens_q, const Tensor& lengths_k,
                         const CachedAttentionOptions& options, std::optional<Tensor> out);
 
 }  // namespace softgate

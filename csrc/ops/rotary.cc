@@ -11,23 +11,25 @@ namespace {
 
 constexpr const char* kOp = "rotary";
 
-void check_caches(const Tensor& k_cache, const Tensor& v_cache) {
-  check_tensor(kOp, "k_cache", k_cache, DType::float32, {-1, -1, -1, -1});
+void check_caches(const Tensor& k_cache, const Tensor& v_cache, DType dtype, Device device) {
+  check_tensor(kOp, "k_cache", k_cache, dtype, {-1, -1, -1, -1}, device);
   const std::int64_t head_dim = k_cache.size(3);
   check(k_cache.size(2) >= 1, kOp, ": k_cache has no heads");
   check(head_dim >= 1 && head_dim <= kMaxHeadDim, kOp, ": k_cache has head_dim ", head_dim,
         ", expected 1 to ", kMaxHeadDim);
-  check_tensor(kOp, "v_cache", v_cache, DType::float32, k_cache.shape());
+  check_tensor(kOp, "v_cache", v_cache, dtype, k_cache.shape(), device);
   check_writable(kOp, "k_cache", k_cache);
   check_writable(kOp, "v_cache", v_cache);
   check(!overlap(k_cache, v_cache), kOp, ": k_cache shares memory with v_cache");
 }
 
-// Returns the number of positions needed.
-std::int64_t check_starts(const Tensor& cu_seqlens, const Tensor& starts, std::int64_t capacity) {
-  const std::int64_t batch = cu_seqlens.size(0) - 1;
-  check_tensor(kOp, "starts", starts, DType::int32, {batch});
-  const auto *offset = cu_seqlens.data<std::int32_t>(), *start = starts.data<std::int32_t>();
+// Returns the number of positions needed; none of those that only a device knows.
+std::int64_t check_starts(const SequenceOffsets& cu_seqlens, const Tensor& starts,
+                          std::int64_t capacity, Device device) {
+  const std::int64_t batch = cu_seqlens.batch();
+  check_tensor(kOp, "starts", starts, DType::int32, {batch}, device);
+  if (device.kind != DeviceKind::cpu) return 0;
+  const auto *offset = cu_seqlens.host(), *start = starts.data<std::int32_t>();
   std::int64_t positions = 0;
   for (std::int64_t b = 0; b < batch; ++b) {
     const std::int64_t length = offset[b + 1] - offset[b], end = start[b] + length;
@@ -50,50 +52,53 @@ void check_rows_differ(const Tensor& cache_rows) {
 
 // Returns rotary_dim.
 std::int64_t check_angles(const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
-                          std::int64_t positions, std::int64_t head_dim) {
+                          std::int64_t positions, std::int64_t head_dim, Device device) {
   check(cos.has_value() == sin.has_value(), kOp, ": ", cos ? "cos" : "sin", " is given without ",
         cos ? "sin" : "cos");
   if (!cos) return 0;
-  check_tensor(kOp, "cos", *cos, DType::float32, {-1, -1});
+  check_tensor(kOp, "cos", *cos, DType::float32, {-1, -1}, device);
   check(cos->size(1) <= head_dim / 2, kOp, ": cos has ", cos->size(1),
         " angles, expected at most half of head_dim ", head_dim);
   check(cos->size(0) >= positions, kOp, ": cos has ", cos->size(0),
         " positions, expected at least ", positions);
-  check_tensor(kOp, "sin", *sin, DType::float32, cos->shape());
+  check_tensor(kOp, "sin", *sin, DType::float32, cos->shape(), device);
   return 2 * cos->size(1);
 }
 
 }  // namespace
 
-Tensor rotary(const Tensor& qkv, const Tensor& cu_seqlens, const Tensor& starts,
+Tensor rotary(const Tensor& qkv, const SequenceOffsets& cu_seqlens, const Tensor& starts,
               const Tensor& k_cache, const Tensor& v_cache, const RotaryOptions& options,
               std::optional<Tensor> out) {
-  check_caches(k_cache, v_cache);
+  const DType dtype = check_float(kOp, "qkv", qkv);
+  const Device device = qkv.device();
+  check_caches(k_cache, v_cache, dtype, device);
   const std::int64_t capacity = k_cache.size(1), num_kv_heads = k_cache.size(2);
   const std::int64_t head_dim = k_cache.size(3), num_heads = options.num_heads;
   // A bound that no tensor passes, so that the columns do not overflow.
   check(num_heads >= 1 && num_heads <= std::int64_t{1} << 32, kOp, ": num_heads is ", num_heads,
         ", expected at least 1");
-  check_tensor(kOp, "qkv", qkv, DType::float32, {-1, (num_heads + 2 * num_kv_heads) * head_dim});
+  check_tensor(kOp, "qkv", qkv, dtype, {-1, (num_heads + 2 * num_kv_heads) * head_dim}, device);
   const std::int64_t total = qkv.size(0);
-  check_cu_seqlens(kOp, "cu_seqlens", cu_seqlens, total);
-  const std::int64_t batch = cu_seqlens.size(0) - 1;
-  const std::int64_t positions = check_starts(cu_seqlens, starts, capacity);
+  cu_seqlens.check_fit(kOp, "cu_seqlens", total, device);
+  const std::int64_t batch = cu_seqlens.batch();
+  const std::int64_t positions = check_starts(cu_seqlens, starts, capacity, device);
   const Tensor* cache_rows = options.cache_rows ? &*options.cache_rows : nullptr;
-  check_cache_rows(kOp, cache_rows, batch, k_cache.size(0));
-  if (cache_rows) check_rows_differ(*cache_rows);
-  const std::int64_t rotary_dim = check_angles(options.cos, options.sin, positions, head_dim);
-  if (options.q_norm) check_tensor(kOp, "q_norm", *options.q_norm, DType::float32, {head_dim});
-  if (options.k_norm) check_tensor(kOp, "k_norm", *options.k_norm, DType::float32, {head_dim});
+  check_cache_rows(kOp, cache_rows, batch, k_cache.size(0), device);
+  if (cache_rows && device.kind == DeviceKind::cpu) check_rows_differ(*cache_rows);
+  const std::int64_t rotary_dim =
+      check_angles(options.cos, options.sin, positions, head_dim, device);
+  if (options.q_norm) check_tensor(kOp, "q_norm", *options.q_norm, dtype, {head_dim}, device);
+  if (options.k_norm) check_tensor(kOp, "k_norm", *options.k_norm, dtype, {head_dim}, device);
   check(options.eps >= 0, kOp, ": eps is ", options.eps, ", expected at least 0");
 
-  Tensor q = resolve_out(kOp, std::move(out), DType::float32, {total, num_heads, head_dim});
+  Tensor q = resolve_out(kOp, std::move(out), dtype, {total, num_heads, head_dim}, device);
   const struct {
     const char* name;
     const Tensor* tensor;
   } inputs[] = {
       {"qkv", &qkv},
-      {"cu_seqlens", &cu_seqlens},
+      {"cu_seqlens", &cu_seqlens.cu_seqlens()},
       {"starts", &starts},
       {"cache_rows", cache_rows},
       {"cos", options.cos ? &*options.cos : nullptr},
@@ -113,42 +118,46 @@ Tensor rotary(const Tensor& qkv, const Tensor& cu_seqlens, const Tensor& starts,
   check_overlap(kOp, q, "v_cache", v_cache, false);
   if (total == 0) return q;
 
-  const auto data = [](const std::optional<Tensor>& tensor) {
-    return tensor ? tensor->data<float>() : nullptr;
-  };
-  const RotaryArgs<float> args{
-      .qkv = qkv.data<float>(),
-      .q_norm = data(options.q_norm),
-      .k_norm = data(options.k_norm),
-      .cos = data(options.cos),
-      .sin = data(options.sin),
-      .q = q.data<float>(),
-      .k_cache = k_cache.data<float>(),
-      .v_cache = v_cache.data<float>(),
-      .cu_seqlens = cu_seqlens.data<std::int32_t>(),
-      .starts = starts.data<std::int32_t>(),
-      .cache_rows = cache_rows ? cache_rows->data<std::int32_t>() : nullptr,
-      .batch = batch,
-      .total = total,
-      .num_heads = num_heads,
-      .num_kv_heads = num_kv_heads,
-      .head_dim = head_dim,
-      .rotary_dim = rotary_dim,
-      .qkv_stride = qkv.stride(0),
-      .q_stride = q.stride(0),
-      .q_head_stride = q.stride(1),
-      .cos_stride = options.cos ? options.cos->stride(0) : 0,
-      .sin_stride = options.sin ? options.sin->stride(0) : 0,
-      .k_row_stride = k_cache.stride(0),
-      .k_stride = k_cache.stride(1),
-      .k_head_stride = k_cache.stride(2),
-      .v_row_stride = v_cache.stride(0),
-      .v_stride = v_cache.stride(1),
-      .v_head_stride = v_cache.stride(2),
-      .eps = static_cast<float>(options.eps),
-      .interleaved = options.interleaved,
-  };
-  cpu::kernels().rotary(args);
+  dispatch(dtype, [&]<class T>(T) {
+    const auto weight = [](const std::optional<Tensor>& tensor) {
+      return tensor ? tensor->data<T>() : nullptr;
+    };
+    const RotaryArgs<T> args{
+        .qkv = qkv.data<T>(),
+        .q_norm = weight(options.q_norm),
+        .k_norm = weight(options.k_norm),
+        .cos = options.cos ? options.cos->data<float>() : nullptr,
+        .sin = options.sin ? options.sin->data<float>() : nullptr,
+        .q = q.data<T>(),
+        .k_cache = k_cache.data<T>(),
+        .v_cache = v_cache.data<T>(),
+        .cu_seqlens = cu_seqlens.data(),
+        .starts = starts.data<std::int32_t>(),
+        .cache_rows = cache_rows ? cache_rows->data<std::int32_t>() : nullptr,
+        .batch = batch,
+        .total = total,
+        .num_heads = num_heads,
+        .num_kv_heads = num_kv_heads,
+        .head_dim = head_dim,
+        .rotary_dim = rotary_dim,
+        .positions = options.cos ? std::min(capacity, options.cos->size(0)) : capacity,
+        .rows = k_cache.size(0),
+        .qkv_stride = qkv.stride(0),
+        .q_stride = q.stride(0),
+        .q_head_stride = q.stride(1),
+        .cos_stride = options.cos ? options.cos->stride(0) : 0,
+        .sin_stride = options.sin ? options.sin->stride(0) : 0,
+        .k_row_stride = k_cache.stride(0),
+        .k_stride = k_cache.stride(1),
+        .k_head_stride = k_cache.stride(2),
+        .v_row_stride = v_cache.stride(0),
+        .v_stride = v_cache.stride(1),
+        .v_head_stride = v_cache.stride(2),
+        .eps = static_cast<float>(options.eps),
+        .interleaved = options.interleaved,
+    };
+    run_kernel<T>(device, args, &cpu::Kernels::rotary, &cuda::Kernels<T>::rotary);
+  });
   return q;
 }
 

@@ -14,12 +14,16 @@
 // elements (i, i + rotary_dim / 2), interleaved ones (2i, 2i + 1).
 //
 // No two sequences have one row. q and the caches overlap nothing. Positions and rows are checked
-// before anything is written.
+// before anything is written: on the CPU a wrong one is an error, on another device, which nobody
+// waits for, the token's q becomes NaN and its k and v are not kept.
+//
+// cos and sin are float32, all else has one dtype.
 #pragma once
 
 #include <optional>
 
 #include "core/tensor.h"
+#include "ops/sequence_offsets.h"
 
 namespace softgate {
 
@@ -27,12 +31,13 @@ template <class T>
 struct RotaryArgs {
   const T* qkv;
   const T *q_norm, *k_norm;  // or null
-  const T *cos, *sin;        // or both null
+  const float *cos, *sin;    // or both null
   T *q, *k_cache, *v_cache;
   const std::int32_t *cu_seqlens, *starts;
   const std::int32_t* cache_rows;  // or null: row b
   std::int64_t batch, total, num_heads, num_kv_heads, head_dim;
-  std::int64_t rotary_dim;  // even, at most head_dim
+  std::int64_t rotary_dim;       // even, at most head_dim
+  std::int64_t positions, rows;  // that there are, of the caches and of cos
   std::int64_t qkv_stride, q_stride, q_head_stride, cos_stride, sin_stride;
   // Of the caches, elements between rows, tokens and heads.
   std::int64_t k_row_stride, k_stride, k_head_stride;
@@ -51,7 +56,7 @@ struct RotaryOptions {
 };
 
 // Returns q.
-Tensor rotary(const Tensor& qkv, const Tensor& cu_seqlens, const Tensor& starts,
+Tensor rotary(const Tensor& qkv, const SequenceOffsets& cu_seqlens, const Tensor& starts,
               const Tensor& k_cache, const Tensor& v_cache, const RotaryOptions& options,
               std::optional<Tensor> out);
 

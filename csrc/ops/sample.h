@@ -10,22 +10,27 @@
 // exceeds random times its total. Temperature 0 takes the largest logit, the lowest id of equals.
 //
 // A row with a NaN, with +inf or with nothing above -inf gives id -1, which the op turns into an
-// error.
+// error on the CPU, and returns on another device, which nobody waits for.
 //
 // penalize: the logits of the ids seen, each once, are divided by penalty where they are positive,
 // else multiplied by it, in place (Keskar et al. 2019).
 //
+// softcap: logits = cap * tanh(logits / cap), in place (Gemma Team 2024).
+//
 // token_logprobs: out = logits[ids] - log(sum of exp(logits)).
 //
-// Ids are checked before anything is read.
+// Logits have any floating dtype on a device other than the CPU, random numbers and
+// log-probabilities are float32. Ids are checked before anything is read: on the CPU a wrong one is
+// an error, elsewhere it is passed over by penalize and gets NaN from token_logprobs.
 #pragma once
 
 #include "core/tensor.h"
 
 namespace softgate {
 
+template <class T>
 struct SampleArgs {
-  const float* logits;
+  const T* logits;
   const float* random;
   std::int32_t* out;
   std::int64_t batch, vocab;
@@ -35,16 +40,26 @@ struct SampleArgs {
   double top_p, min_p;
 };
 
+template <class T>
 struct PenalizeArgs {
-  float* logits;
+  T* logits;
   const std::int32_t *ids, *cu_ids;
-  std::int64_t batch, vocab;
+  std::int64_t batch, vocab, num_ids;
   std::int64_t stride;
   float penalty;
 };
 
+template <class T>
+struct SoftcapArgs {
+  T* logits;
+  std::int64_t rows, vocab;
+  std::int64_t stride;
+  float cap;
+};
+
+template <class T>
 struct TokenLogprobsArgs {
-  const float* logits;
+  const T* logits;
   const std::int32_t* ids;
   float* out;
   std::int64_t rows, vocab;
@@ -61,6 +76,8 @@ struct Sampling {
 Tensor sample(const Tensor& logits, const Tensor& random, const Sampling& sampling);
 
 void penalize(const Tensor& logits, const Tensor& ids, const Tensor& cu_ids, double penalty);
+
+void softcap(const Tensor& logits, double cap);
 
 Tensor token_logprobs(const Tensor& logits, const Tensor& ids);
 

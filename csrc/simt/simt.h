@@ -235,6 +235,10 @@ T atomicMin(T* p, std::type_identity_t<T> value) {
   return softgate::simt::update(p, [=](T old) { return std::min(old, value); });
 }
 template <class T>
+T atomicOr(T* p, std::type_identity_t<T> value) {
+  return softgate::simt::update(p, [=](T old) { return old | value; });
+}
+template <class T>
 T atomicExch(T* p, std::type_identity_t<T> value) {
   return softgate::simt::update(p, [=](T) { return value; });
 }

@@ -173,7 +173,7 @@ def cached_attention(
     q: SameArray,
     k_cache: Array,
     v_cache: Array,
-    cu_seqlens_q: Array,
+    cu_seqlens_q: Offsets,
     lengths_k: Array,
     *,
     cache_rows: Array | None = None,
@@ -194,7 +194,9 @@ def cached_attention(
 
     A sequence's result does not depend on the others or on the number of threads.
 
-    Raises ValueError for a length beyond the capacity and a row outside the cache.
+    Raises ValueError for a length beyond the capacity and a row outside the cache. On a device
+    other than the CPU nobody waits for these: a length counts as the nearest possible one, a row
+    outside has no keys.
     """
     return _core.cached_attention(
         q, k_cache, v_cache, cu_seqlens_q, lengths_k, cache_rows, scale, window, causal, softcap,
@@ -272,7 +274,8 @@ def penalize(logits: SameArray, ids: Array, cu_ids: Array, penalty: float) -> Sa
     logits, which are returned: float32 `[batch, vocab]`; ids: int32, each counted once in a row;
     cu_ids: int32 `[batch + 1]`. A penalty above 1 makes the ids less likely.
 
-    Raises ValueError for an id outside the vocabulary and a penalty that is not positive.
+    Raises ValueError for an id outside the vocabulary, which on a device is passed over, and a
+    penalty that is not positive.
     """
     return _core.penalize(logits, ids, cu_ids, penalty)
 
@@ -439,7 +442,7 @@ def lstm_cell(
 
 def rotary(
     qkv: SameArray,
-    cu_seqlens: Array,
+    cu_seqlens: Offsets,
     starts: Array,
     k_cache: Array,
     v_cache: Array,
@@ -470,8 +473,12 @@ def rotary(
     b cos[p] + a sin[p])`. Pairs are elements (i, i + rotary_dim / 2), or (2i, 2i + 1) if
     `interleaved`.
 
+    On a device other than the CPU qkv may be float16 or bfloat16, as then are all others but cos
+    and sin, which stay float32.
+
     Raises ValueError for positions beyond the capacity or beyond cos, for rows outside the cache
-    and for one that two sequences would write.
+    and for one that two sequences would write. On a device nobody waits for positions and rows: a
+    token outside has NaN for a query and is not kept.
     """
     return _core.rotary(
         qkv, cu_seqlens, starts, k_cache, v_cache, num_heads, cos, sin, q_norm, k_norm, eps,
@@ -502,10 +509,22 @@ def sample(
     is taken at which the summed probability exceeds `random`. Temperature 0 takes the largest
     logit, the lowest id of equals, and looks at nothing else.
 
+    On a device other than the CPU logits may be float16 or bfloat16.
+
     Raises ValueError for settings or random numbers outside their ranges, and for a row with a NaN
-    or a logit of +inf, or with no logit above -inf.
+    or a logit of +inf, or with no logit above -inf: on a device, which nobody waits for, such a row
+    gives -1.
     """
     return _core.sample(logits, random, temperature, top_k, top_p, min_p)
+
+
+def softcap(logits: SameArray, cap: float) -> SameArray:
+    """`cap * tanh(logits / cap)` (Gemma Team 2024), in place.
+
+    logits, which are returned: float32 `[rows, vocab]`, on a device other than the CPU also float16
+    or bfloat16. Raises ValueError for a cap that is not positive.
+    """
+    return _core.softcap(logits, cap)
 
 
 def token_logprobs(logits: SameArray, ids: Array) -> SameArray:
@@ -514,6 +533,6 @@ def token_logprobs(logits: SameArray, ids: Array) -> SameArray:
     logits: float32 `[rows, vocab]`; ids: int32 `[rows]`. A row with a NaN or +inf, or with nothing
     above -inf, gives NaN.
 
-    Raises ValueError for an id outside the vocabulary.
+    Raises ValueError for an id outside the vocabulary; on a device it gives NaN.
     """
     return _core.token_logprobs(logits, ids)

@@ -658,6 +658,11 @@ def sample(
     return first
 
 
+def softcap(logits: ArrayLike, cap: float) -> Float64:
+    """Logits squeezed into (-cap, cap). logits and the result: `[rows, vocab]`."""
+    return _float64(cap * np.tanh(_float64(logits) / cap))
+
+
 def token_logprobs(logits: ArrayLike, ids: ArrayLike) -> Float64:
     """The logarithm of each row's softmax at its id: `[rows]`. logits: `[rows, vocab]`."""
     x = _float64(logits)

@@ -19,7 +19,12 @@ COMMANDS = "/reset forgets the conversation, /exit ends it"
 @click.option("--system", metavar="TEXT", help="A message to the model that sets the tone.")
 @sampling_options(max_new_tokens=512)
 def chat(
-    spec: str, dtype: str | None, threads: int | None, system: str | None, **settings: Any
+    spec: str,
+    dtype: str | None,
+    device: str | None,
+    threads: int | None,
+    system: str | None,
+    **settings: Any,
 ) -> None:
     """Talk with a model: a line is a message, the reply is written as it comes.
 
@@ -29,7 +34,7 @@ def chat(
     """
     with failures("interrupted"):
         sampling = Sampling(**settings)
-        model = load(spec, dtype, threads)
+        model = load(spec, dtype, device, threads)
         conversation = model.chat(system, sampling)
         is_terminal = _is_terminal()
         if is_terminal:

@@ -51,6 +51,7 @@ def generate(
     prompts: tuple[str, ...],
     spec: str,
     dtype: str | None,
+    device: str | None,
     threads: int | None,
     source: BinaryIO | None,
     output: Path | None,
@@ -76,11 +77,11 @@ def generate(
         if output is None and len(lines) * num_samples == 1:
             if logprobs:
                 raise click.UsageError("--logprobs needs --output")
-            _stream(load(spec, dtype, threads), lines[0], sampling)
+            _stream(load(spec, dtype, device, threads), lines[0], sampling)
             return
         # Opened before the model is loaded: a bad path is said at once.
         with json_lines(output) as writer:
-            model = load(spec, dtype, threads)
+            model = load(spec, dtype, device, threads)
             start = perf_counter()
             texts = Texts(writer, lines, num_samples)
             texts.run(

@@ -63,12 +63,13 @@ _MODEL = (
         type=click.Choice(DTYPES),
         help="How weights are kept. [default: as the file has them]",
     ),
+    click.option("--device", help="cpu, cuda, cuda:1 and so on. [default: cpu]"),
     threads_option,
 )
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--model, --dtype and --threads."""
+    """--model, --dtype, --device and --threads."""
     return _decorated(command, _MODEL)
 
 
@@ -90,10 +91,10 @@ def _decorated(command: Callable[..., None], options: tuple[Any, ...]) -> Callab
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
-def load(spec: str, dtype: str | None, threads: int | None) -> Any:
+def load(spec: str, dtype: str | None, device: str | None, threads: int | None) -> Any:
     """The language model that the options name."""
     set_threads(threads)
-    model = load_with("generate", spec, dtype=dtype)
+    model = load_with("generate", spec, dtype=dtype, device=device)
     model.require_tokenizer(spec)
     return model
 

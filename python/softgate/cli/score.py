@@ -43,6 +43,7 @@ def score(
     texts: tuple[str, ...],
     spec: str,
     dtype: str | None,
+    device: str | None,
     threads: int | None,
     sources: tuple[Path, ...],
     output: Path | None,
@@ -66,7 +67,7 @@ def score(
                 raise ValueError(f"{name} is empty")
         finished = 0
         with json_lines(output) as writer, progress_bar(len(named), "text") as bar:
-            model = load(spec, dtype, threads)
+            model = load(spec, dtype, device, threads)
             try:
                 for index, (name, text) in enumerate(named):
                     result = model.score(text, window=window, stride=stride)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softgate import ops
+from softgate._core import Tensor
 from softgate.generation.sampling import RandomStream, Sampling
 from softgate.generation.text import TextStream
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from softgate.generation.model import LanguageModel
 
 Ids = npt.NDArray[np.int32]
-FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop_token", "stop", "length", "context", "interrupted"]
 
 # Tokens of a prompt in one forward pass: enough for full speed, few enough for Ctrl-C.
@@ -244,7 +244,9 @@ class Decoder:
                 sources += [source] * (1 + len(followers))
         if not ready:
             return
-        for text, (token, logprob) in zip(ready, self._draw(logits[sources], ready), strict=True):
+        if sources != list(range(len(logits))):
+            logits = _rows(logits, sources)
+        for text, (token, logprob) in zip(ready, self._draw(logits, ready), strict=True):
             piece = text.add(token, logprob)
             if text.reason is None and len(text.context) == self._context:
                 self._make_room(text)
@@ -254,7 +256,7 @@ class Decoder:
                 self._free.append(text.row)
             yield text, piece
 
-    def _forward(self) -> FloatArray:
+    def _forward(self) -> Tensor:
         """Logits after each running text's tokens of this pass, `[running, vocab]`."""
         rows = np.array([text.row for text in self._running], dtype=np.int32)
         chunks = [
@@ -263,28 +265,36 @@ class Decoder:
         ]
         cu_seqlens = np.cumsum([0, *map(len, chunks)], dtype=np.int32)
         ids = np.array([token for chunk in chunks for token in chunk], dtype=np.int32)
-        logits = self._model(ids, cu_seqlens, self._cache, rows=rows, logits="last")
-        array: FloatArray = logits.numpy()
-        return array
+        logits: Tensor = self._model(ids, cu_seqlens, self._cache, rows=rows, logits="last")
+        return logits
 
-    def _draw(self, logits: FloatArray, texts: Sequence[Text]) -> list[tuple[int, float]]:
+    def _draw(self, logits: Tensor, texts: Sequence[Text]) -> list[tuple[int, float]]:
         """Next token of each text and its log-probability; uses `logits` up."""
-        sampling = self._sampling
-        raw = logits.copy() if sampling.logprobs else None
+        sampling, device = self._sampling, logits.device
+        raw = logits
         if sampling.repetition_penalty != 1:
+            if sampling.logprobs:
+                raw = _rows(logits, range(len(texts)))
             seen = [text.seen for text in texts]
             cu_seen = np.cumsum([0, *map(len, seen)], dtype=np.int32)
-            ops.penalize(logits, np.concatenate(seen), cu_seen, sampling.repetition_penalty)
-        tokens = ops.sample(
+            ids, offsets = (Tensor(x).to(device) for x in (np.concatenate(seen), cu_seen))
+            ops.penalize(logits, ids, offsets, sampling.repetition_penalty)
+        random = np.array([text.next_random() for text in texts], dtype=np.float32)
+        drawn = ops.sample(
             logits,
-            np.array([text.next_random() for text in texts], dtype=np.float32),
+            Tensor(random).to(device),
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
         )
-        logprobs = np.zeros(len(texts)) if raw is None else ops.token_logprobs(raw, tokens)
-        return list(zip(tokens.tolist(), logprobs.tolist(), strict=True))
+        tokens = drawn.to("cpu").numpy().tolist()
+        if min(tokens) < 0:  # the CPU's sample raises this itself
+            raise ValueError("logits hold a NaN, +inf, or nothing above -inf")
+        logprobs = [0.0] * len(texts)
+        if sampling.logprobs:
+            logprobs = ops.token_logprobs(raw, drawn).to("cpu").numpy().tolist()
+        return list(zip(tokens, logprobs, strict=True))
 
     def _make_room(self, text: Text) -> None:
         """The context is full: end the text, or drop its oldest tokens."""
@@ -294,6 +304,11 @@ class Decoder:
         keep = self._sampling.keep
         text.context[:] = window(text.context, self._context, keep)
         self._cache.truncate(text.row, keep)
+
+
+def _rows(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows in a tensor of their own."""
+    return ops.embedding([Tensor(np.array(rows, dtype=np.int32)).to(logits.device)], [logits])
 
 
 def window(tokens: list[int], context: int, keep: int) -> list[int]:

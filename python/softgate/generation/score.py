@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softgate import ops
+from softgate._core import Tensor
 from softgate.generation.decoding import CHUNK, Ids
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def score_tokens(model: LanguageModel, tokens: Ids, window: int, stride: int) ->
             model(tokens[position : min(position + CHUNK, scored - 1)], None, cache, logits="last")
         for position in range(scored - 1, end - 1, SCORED_CHUNK):
             stop = min(position + SCORED_CHUNK, end - 1)
-            logits = model(tokens[position:stop], None, cache, logits="all").numpy()
-            logprobs[position + 1 : stop + 1] = ops.token_logprobs(
-                logits, tokens[position + 1 : stop + 1]
-            )
+            logits = model(tokens[position:stop], None, cache, logits="all")
+            following = Tensor(tokens[position + 1 : stop + 1]).to(logits.device)
+            found = ops.token_logprobs(logits, following)
+            logprobs[position + 1 : stop + 1] = found.to("cpu").numpy()
         start, scored = start + stride, end
     return Score(tokens.tolist(), logprobs)

@@ -37,7 +37,9 @@ def load(
     rounded anew (`softgate.checkpoint.Checkpoint.quantized`). On a device other than the CPU it is
     also what is computed in, "float32", "float16" or "bfloat16", see `nn.Module.to`.
 
-    device: "cpu", "cuda", "cuda:1" and so on. GPT and recurrent models run on the CPU only.
+    device: "cpu", "cuda", "cuda:1" and so on. There a GPT model's activations and cache have the
+    dtype of its weights, float32 where these are quantised. Recurrent models run
+    on the CPU only.
 
     Raises CheckpointError when the checkpoint is broken, does not fit its config or is of a family
     that softgate does not know; otherwise as `nn.Module.to`.
@@ -47,9 +49,7 @@ def load(
         if family in _BERT:
             return Bert.from_checkpoint(checkpoint, device, dtype)
         if family in _GPT:
-            if device not in (None, "cpu"):
-                raise ValueError(f"device is {device!r}, GPT models run on 'cpu' only")
-            return Gpt.from_checkpoint(checkpoint, dtype)
+            return Gpt.from_checkpoint(checkpoint, dtype, device)
         if family in _RECURRENT:
             if dtype not in (None, "float32") or device not in (None, "cpu"):
                 raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softgate import nn, ops
-from softgate._core import Tensor
+from softgate._core import SequenceOffsets, Tensor
 from softgate.checkpoint import Checkpoint, CheckpointError
 from softgate.checkpoint.gpt import canonical_names, sources
 from softgate.checkpoint.names import Source
@@ -112,14 +112,20 @@ class Gpt(nn.Module, LanguageModel):
             for kind, rope in config.ropes().items()
         }
         self.tokenizer = None
-        for _, parameter in self.named_parameters():
+        self._parameters = tuple(parameter for _, parameter in self.named_parameters())
+        for parameter in self._parameters:
             if parameter.packed:
                 parameter.dtype = dtype
         if seed is not None:
             self.init_weights(seed)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, dtype: ops.WeightType | None = None) -> Gpt:
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: ops.WeightType | None = None,
+        device: str | None = None,
+    ) -> Gpt:
         """Read an open checkpoint; see `softgate.load`."""
         try:
             config = GptConfig.from_dict(checkpoint.config | _special_ids(checkpoint))
@@ -133,6 +139,7 @@ class Gpt(nn.Module, LanguageModel):
                 config.model_type, checkpoint.tensors, config.tie_word_embeddings
             )
             load_weights(model, model._sources(), names, checkpoint, dtype)
+        model.to(device)
         model.tokenizer = Tokenizer.from_checkpoint(checkpoint)
         return model
 
@@ -180,13 +187,15 @@ class Gpt(nn.Module, LanguageModel):
         rows: npt.ArrayLike | None = None,
         logits: Literal["all", "last"] = "all",
     ) -> Tensor:
-        """What may follow each token: float32 `[total_tokens, vocab_size]`, or with "last" only
-        what may follow each sequence, `[batch, vocab_size]`, zeros for one without new tokens.
+        """What may follow each token: `[total_tokens, vocab_size]`, or with "last" only what may
+        follow each sequence, `[batch, vocab_size]`, zeros for one without new tokens. float32, on a
+        device other than the CPU there and of the model's dtype.
 
         input_ids: integers `[total_tokens]`; cu_seqlens: `[batch + 1]`, where each sequence starts
         and the last ends, by default one. With a cache, each sequence continues a row of it and is
         appended; without one, sequences start anew and nothing is kept. rows: integers `[batch]`,
-        the row of each sequence, by default all in their order.
+        the row of each sequence, by default all in their order. On CUDA, one token for each
+        sequence is a step that the cache keeps as a graph.
 
         Raises ValueError for ids outside the vocabulary, offsets and rows that make no sense, and
         sequences that become longer than the cache or the model takes. The cache is then as it was.
@@ -195,6 +204,7 @@ class Gpt(nn.Module, LanguageModel):
         if logits not in ("all", "last"):
             raise ValueError(f"logits is {logits!r}, expected 'all' or 'last'")
         lengths = np.diff(offsets)
+        is_step = cache is not None and (lengths == 1).all()
         if cache is None:
             if len({self._regime(length) for length in lengths}) > 1:
                 return self._one_by_one(ids, offsets, logits)
@@ -206,79 +216,117 @@ class Gpt(nn.Module, LanguageModel):
             )
         places = self._rows(cache, len(lengths), rows)
         starts = cache.lengths[places]
-        longest = (starts + lengths).max(initial=0)
+        ends = starts + lengths
+        longest = ends.max(initial=0)
         most = min(cache.capacity, self.max_length)
         if longest > most:
             raise ValueError(
                 f"input_ids: the longest sequence has {longest} tokens with those in the cache, "
                 f"expected at most {most}"
             )
-        y = self._last_hidden_state(ids, offsets, starts, cache, None if rows is None else places)
-        cache.lengths[places] = starts + lengths
-        if logits == "last":
-            y = ops.pool(y, Tensor(offsets).to(y.device), "last")
-        return self._logits(y)
+        positions = np.arange(len(ids)) + np.repeat(starts - offsets[:-1], lengths)
+        # One copy to the device for all.
+        inputs = np.concatenate([ids, positions, starts, ends, places], dtype=np.int32)
+        if is_step and cache.device.startswith("cuda"):
+            result = self._step_graph(cache, inputs, len(lengths))(inputs)
+        else:
+            there = SequenceOffsets(offsets, cache.device)
+            result = self.device_forward(Tensor(inputs).to(cache.device), there, cache, logits)
+        cache.lengths[places] = ends
+        return result
 
-    def _last_hidden_state(
+    def device_forward(
         self,
-        ids: IntArray,
-        offsets: IntArray,
-        starts: IntArray,
+        inputs: Tensor,
+        offsets: SequenceOffsets,
         cache: nn.KVCache,
-        rows: IntArray | None,
+        logits: Literal["all", "last"],
     ) -> Tensor:
-        device = cache.k[0].device
-        step = nn.Step(
-            cu_seqlens=Tensor(offsets).to(device),
-            starts=Tensor(starts).to(device),
-            lengths=Tensor(starts + np.diff(offsets)).to(device),
-            rows=None if rows is None else Tensor(rows).to(device),
+        """The part of `forward` on the device, which copies nothing from or to the host.
+
+        inputs: int32 on the device, one after the other `[total_tokens]` ids and positions,
+        `[batch]` starts and ends, how many tokens a row holds before and after, and rows. On a
+        device nobody looks at them.
+        """
+        total, batch = offsets.total, offsets.batch
+        ids, positions = inputs[:total], inputs[total : 2 * total]
+        starts, ends, rows = (
+            inputs[2 * total + i * batch : 2 * total + (i + 1) * batch] for i in range(3)
         )
-        x = self._embed(ids, offsets, starts, device)
-        ropes = {kind: rope.tables(cache.capacity, device) for kind, rope in self.ropes.items()}
+        step = nn.Step(offsets, starts, ends, rows)
+        x = self._embed(ids, positions)
+        ropes = self._rope_tables(cache)
         branch = None
         for i, layer in enumerate(self.layers):
             x, branch = layer(x, branch, step, cache.layer(i), ropes.get(self.config.kinds[i]))
         y: Tensor = self.norm(x, branch)
-        return y
-
-    def _embed(self, ids: IntArray, offsets: IntArray, starts: IntArray, device: str) -> Tensor:
-        positions = None
-        if self.positions is not None:
-            index = np.arange(len(ids)) + np.repeat(starts - offsets[:-1], np.diff(offsets))
-            positions = ops.embedding([Tensor(index).to(device)], [self.positions.value])
-        scale = math.sqrt(self.config.hidden_size) if self.config.scale_embeddings else 1.0
-        return ops.gather(
-            self.embedding.value, Tensor(ids).to(device), scale=scale, residual=positions
-        )
-
-    def _logits(self, y: Tensor) -> Tensor:
+        is_step = total == batch and offsets.longest == 1
+        if logits == "last" and not is_step:
+            y = ops.pool(y, offsets, "last")
         weight = self.embedding if self.lm_head is None else self.lm_head.weight
-        logits = ops.linear(y, weight.value)
+        result = ops.linear(y, weight.value)
         cap = self.config.final_logit_softcapping
-        if cap is not None:
-            array = logits.numpy()
-            array /= cap
-            np.tanh(array, out=array)
-            array *= cap
-        return logits
+        return result if cap is None else ops.softcap(result, cap)
+
+    def _step_graph(self, cache: nn.KVCache, inputs: IntArray, batch: int) -> nn.StepGraph:
+        """The captured step of the cache for a batch of this size."""
+        uses = [parameter.value for parameter in self._parameters]
+        graph = cache.graphs.get(batch)
+        if graph is None or not graph.is_of(uses):
+            offsets = SequenceOffsets(np.arange(batch + 1, dtype=np.int32), cache.device)
+            tables = self._rope_tables(cache).values()
+
+            def run(there: Tensor) -> Tensor:
+                return self.device_forward(there, offsets, cache, "last")
+
+            graph = nn.StepGraph(run, inputs, cache.device, [*uses, offsets, *tables])
+            cache.graphs[batch] = graph
+        return graph
+
+    def _rope_tables(self, cache: nn.KVCache) -> dict[str, tuple[Tensor, Tensor]]:
+        return {
+            kind: rope.tables(cache.capacity, cache.device) for kind, rope in self.ropes.items()
+        }
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """ids, positions: int32 `[total_tokens]`."""
+        if self.positions is None:
+            residual = None
+        else:
+            residual = ops.embedding([positions], [self.positions.value])
+        scale = math.sqrt(self.config.hidden_size) if self.config.scale_embeddings else 1.0
+        out = Tensor.empty((len(ids), self.config.hidden_size), self._activations, ids.device)
+        return ops.gather(self.embedding.value, ids, scale=scale, residual=residual, out=out)
 
     def _one_by_one(
         self, ids: IntArray, offsets: IntArray, logits: Literal["all", "last"]
     ) -> Tensor:
         """For sequences that are rotated by different tables, which follow from their lengths."""
         parts = [
-            self.forward(ids[start:stop], logits=logits).numpy()
+            self.forward(ids[start:stop], logits=logits)
             for start, stop in itertools.pairwise(offsets)
         ]
-        return Tensor(np.concatenate(parts))
+        shape = (sum(map(len, parts)), self.config.vocab_size)
+        together = Tensor.empty(shape, parts[0].dtype, parts[0].device)
+        first = 0
+        for part in parts:
+            together[first : first + len(part)].copy_(part)
+            first += len(part)
+        return together
 
     def _regime(self, length: int) -> tuple[int, ...]:
         return tuple(rope.regime(length) for rope in self.ropes.values())
 
+    @property
+    def _activations(self) -> str:
+        """The dtype of all that is not a packed weight."""
+        dtype: str = self.norm.weight.value.dtype
+        return dtype
+
     def _new_cache(self, num_layers: int, batch: int, capacity: int) -> nn.KVCache:
         config, device = self.config, self.embedding.value.device
-        return nn.KVCache(num_layers, batch, capacity, config.kv_heads, config.head_size, device)
+        sizes = (num_layers, batch, capacity, config.kv_heads, config.head_size)
+        return nn.KVCache(*sizes, device, self._activations)
 
     def _rows(self, cache: nn.KVCache, batch: int, rows: npt.ArrayLike | None) -> IntArray:
         """The row of the cache that each sequence continues."""

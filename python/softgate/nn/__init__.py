@@ -1,6 +1,6 @@
 """Layers: parameters with the operations of `softgate.ops`, composed as in torch."""
 
-from softgate.nn.decoder import CachedAttention, KVCache, Norm, Step
+from softgate.nn.decoder import CachedAttention, KVCache, Norm, Step, StepGraph
 from softgate.nn.encoder import RelativeBias, RotaryAttention
 from softgate.nn.layers import AddNorm, Attention, Embedding, FeedForward, LayerNorm, Linear
 from softgate.nn.module import FloatArray, Module, Parameter
@@ -32,4 +32,5 @@ __all__ = [
     "SourceAttention",
     "SourceAttentionKind",
     "Step",
+    "StepGraph",
 ]

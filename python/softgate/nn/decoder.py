@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from softgate import ops
+from softgate import cuda, ops
 from softgate._core import Tensor
 from softgate.nn.layers import Linear
 from softgate.nn.module import Module, Parameter
+from softgate.ops import Offsets
 
 IntArray = npt.NDArray[np.int32]
 
@@ -38,8 +40,10 @@ class Norm(Module):
 class KVCache:
     """Keys and values of the tokens that each layer has seen, for a batch of sequences.
 
-    lengths: int32 `[batch]`, how many tokens each row holds. k, v: for each layer, float32
-    `[batch, capacity, num_kv_heads, head_dim]`, of which the first `lengths[row]` tokens count.
+    lengths: int32 `[batch]`, how many tokens each row holds. k, v: for each layer, float32 or, on a
+    device other than the CPU, also float16 or bfloat16 `[batch, capacity, num_kv_heads, head_dim]`,
+    of which the first `lengths[row]` tokens count. graphs: captured steps that use this memory, by
+    how many sequences they are for.
     """
 
     def __init__(
@@ -50,17 +54,24 @@ class KVCache:
         num_kv_heads: int,
         head_dim: int,
         device: str = "cpu",
+        dtype: str = "float32",
     ) -> None:
         """Memory is reserved at once and touched as it fills."""
         shape = (batch, capacity, num_kv_heads, head_dim)
         self.capacity = capacity
         self.lengths: IntArray = np.zeros(batch, dtype=np.int32)
-        self.k = [Tensor.empty(shape, device=device) for _ in range(num_layers)]
-        self.v = [Tensor.empty(shape, device=device) for _ in range(num_layers)]
+        self.k = [Tensor.empty(shape, dtype, device) for _ in range(num_layers)]
+        self.v = [Tensor.empty(shape, dtype, device) for _ in range(num_layers)]
+        self.graphs: dict[int, StepGraph] = {}
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """A layer's k and v. Layers share them in a cache of fewer: nothing can follow then."""
         return self.k[index % len(self.k)], self.v[index % len(self.v)]
+
+    @property
+    def device(self) -> str:
+        """Where keys and values are."""
+        return self.k[0].device
 
     @property
     def batch(self) -> int:
@@ -91,8 +102,7 @@ class KVCache:
         length = self.lengths[source]
         self.lengths[target] = 0  # until all of it is there
         for tensor in (*self.k, *self.v):
-            array = tensor.numpy()
-            array[target, :length] = array[source, :length]
+            tensor[target, :length].copy_(tensor[source, :length])
         self.lengths[target] = length
 
 
@@ -102,10 +112,37 @@ class Step:
     `[batch]`: the tokens that a sequence's row of the cache holds before and after; rows, int32
     `[batch]`: which one that is, None where sequence b has row b."""
 
-    cu_seqlens: Tensor
+    cu_seqlens: Offsets
     starts: Tensor
     lengths: Tensor
     rows: Tensor | None = None
+
+
+class StepGraph:
+    """A step of so many sequences, a token each, in a CUDA graph.
+
+    run: from int32 inputs on the device to logits, which copies nothing between it and the host.
+    uses: what the graph reads and must outlive it; where it is replaced, `is_of` no longer holds.
+    """
+
+    def __init__(
+        self, run: Callable[[Tensor], Tensor], inputs: IntArray, device: str, uses: Sequence[Any]
+    ) -> None:
+        self._uses = list(uses)
+        self._inputs = Tensor(inputs).to(device)
+        with cuda.capture(cuda.Stream(device)) as self._graph:
+            self._logits = run(self._inputs)
+
+    def is_of(self, uses: Iterable[Any]) -> bool:
+        """Does the graph read these very objects?"""
+        return all(map(operator.is_, self._uses, uses))
+
+    def __call__(self, inputs: IntArray) -> Tensor:
+        self._inputs.copy_(inputs)
+        self._graph.launch()
+        # The next launch writes the graph's own anew.
+        logits = Tensor.empty(self._logits.shape, self._logits.dtype, self._logits.device)
+        return logits.copy_(self._logits)
 
 
 class CachedAttention(Module):

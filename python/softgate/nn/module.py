@@ -182,7 +182,8 @@ class Module:
         if dtype in _INTEGERS and any(_is_quantized(p.value) for p in parameters):
             raise ValueError(f"to: dtype is {dtype!r}, but weights are quantised already")
         some_packed = any(p.packed for p in parameters)
-        places = [_place(parameter, device, dtype, some_packed) for parameter in parameters]
+        floats = dtype or self._float_dtype()
+        places = [_place(p, device, dtype, floats, some_packed) for p in parameters]
         moved: dict[int, Any] = {}  # some share their value
         for parameter, place in zip(parameters, places, strict=True):
             value = parameter.value
@@ -192,6 +193,11 @@ class Module:
             parameter.device, parameter.dtype = place
             parameter.value = moved.get(id(parameter.value))
         return self
+
+    def _float_dtype(self) -> str:
+        """What all floats have on a device unless `to` says it: that of the packed ones, if any."""
+        parameters = sorted((p for _, p in self.named_parameters()), key=lambda p: not p.packed)
+        return next((p.dtype for p in parameters if p.dtype not in _INTEGERS), "float32")
 
     def num_parameters(self) -> int:
         """Number of scalar weights."""
@@ -306,7 +312,7 @@ def _numbered(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _place(
-    parameter: Parameter, device: str | None, dtype: str | None, some_packed: bool
+    parameter: Parameter, device: str | None, dtype: str | None, floats: str, some_packed: bool
 ) -> tuple[str, str]:
     """Where it goes, as tensors name that; raises for what there is not."""
     device = device or parameter.device
@@ -314,7 +320,7 @@ def _place(
     has_integers = parameter.packed and parameter.dtype in _INTEGERS
     if has_integers and dtype is None:
         return place, parameter.dtype
-    wanted = dtype or parameter.dtype
+    wanted = dtype or (parameter.dtype if place == "cpu" else floats)
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     if place == "cpu":
         dtypes = get_args(ops.WeightType) if some_packed else ("float32",)
