@@ -371,6 +371,57 @@ class Linear(GpuCase):
         return lambda: gelu(linear(given["x"], given["weight"], given["bias"]))
 
 
+@dataclass(frozen=True)
+class IntegerLinear(Linear):
+    """On a weight of fewer bits, which torch has in the dtype of x. The limit's arithmetic is that
+    dtype's too, where cards that multiply integers are faster."""
+
+    op = "integer linear"
+
+    packed: Literal["int8", "int4"]
+
+    @property
+    def shape(self) -> str:
+        return f"{super().shape} {self.packed}"
+
+    @property
+    def work(self) -> Work:
+        of_weight = self.in_features * self.out_features
+        # int4: with a scale and a minimum of two bytes each for every 32.
+        stored = of_weight if self.packed == "int8" else of_weight * 5 // 8
+        of_others = self.rows * (self.in_features + self.out_features)
+        flops = 2 * self.rows * of_weight
+        return Work(flops=flops, bytes=stored + self.itemsize * of_others)
+
+    @property
+    def tolerance(self) -> float:
+        return 2e-2  # torch does not round x to eight bits
+
+    def inputs(self) -> Inputs:
+        from softgate import reference
+
+        inputs = super().inputs()
+        weight = reference.quantize_weight(inputs["weight"], self.packed).dequantize()
+        # In numbers that float16 has, so that they give the same integers on the card.
+        return inputs | {"weight": weight.astype(np.float16).astype(np.float32)}
+
+    def expected(self, inputs: Inputs) -> Array:
+        from softgate import reference
+
+        some = inputs | {
+            "x": inputs["x"][:CHECKED_ROWS],
+            "weight": reference.quantize_weight(inputs["weight"], self.packed),
+        }
+        return reference.linear(**some, activation="gelu")
+
+    def softgate(self, given: Inputs, empty: Callable[[tuple[int, ...]], Any]) -> Run:
+        from softgate import ops
+
+        x, bias, weight = given["x"], given["bias"], ops.pack(given["weight"], dtype=self.packed)
+        out = empty((self.rows, self.out_features))
+        return lambda: ops.linear(x, weight, bias, activation="gelu", out=out)
+
+
 GATES = {"rnn_tanh": 1, "lstm": 4, "gru": 3}
 
 
@@ -508,6 +559,11 @@ def kernel_cases() -> list[GpuCase]:
             for sizes in ((8192, 4096, 4096), (1024, 768, 3072), (16, 4096, 4096))
         ),
         *(Linear(dtype, 8192, 1024, 4096) for dtype in ("bfloat16", "float32")),
+        *(
+            IntegerLinear("float16", rows, 4096, 4096, packed)
+            for rows in (1, 16, 8192)
+            for packed in ("int8", "int4")
+        ),
     ]
     recurrent = [
         *(
@@ -531,6 +587,7 @@ def smoke_cases() -> list[GpuCase]:
         Embedding("float16", 3, 40, (9, 5, 2)),
         Softmax("float32", 3, 40),
         Linear("float16", 5, 24, 16),
+        IntegerLinear("float16", 5, 32, 16, "int4"),
         Recurrent("float32", "lstm", 2, 2, 8),
         Recurrent("float16", "gru", 1, 2, 8),
         Recurrent("float32", "rnn_tanh", 1, 2, 8),

@@ -79,7 +79,7 @@ def test_engines_agree_with_the_reference(case: GpuCase, engine: str) -> None:
     inputs = case.inputs()
     given = {name: card.place(name, array, "float32", 1)[0] for name, array in inputs.items()}
     answer = case.part(card.fetched(card.prepare(case, given)()))
-    np.testing.assert_allclose(answer, case.expected(inputs), atol=1e-4)
+    np.testing.assert_allclose(answer, case.expected(inputs), atol=case.tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

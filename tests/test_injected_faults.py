@@ -186,13 +186,20 @@ RUNS = [
         ],
         "integers_direct",
     ),
-    *runs(
-        "packed",
-        [
-            PackedLinearCase(40, 160, 16384, packed=packed)
-            for packed in ("int8", "int8_groups", "int4")
-        ],
-        "integers_tiled",
+    *(
+        run
+        for dtype in DTYPES
+        for run in runs(
+            "packed",
+            [
+                PackedLinearCase(40, 160, 16384, packed=packed)
+                for packed in ("int8", "int8_groups", "int4")
+            ],
+            "integers_tiled",
+            dtypes=(dtype,),
+            # Large: what is before the results is the same in every dtype.
+            points=POINTS if dtype == "float32" else ("thread", "block"),
+        )
     ),
     *runs(
         "attention",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,32 @@ def test_bert_equals_the_reference(device, dtype):
             assert_stack_close(array, exact, other, dtype)
     assert_same_bits(output.last_hidden_state, output.hidden_states[-1])
     np.testing.assert_array_equal(output.cu_seqlens, STARTS)
+
+
+def test_a_rotary_encoder_equals_the_cpu(device):
+    config = dataclasses.replace(
+        CONFIG,
+        rope=nn.RopeConfig(),
+        local_rope=nn.RopeConfig(rope_theta=100.0),
+        layer_types=("full_attention", "sliding_attention"),
+        local_attention=6,
+        pre_norm=True,
+        gated=True,
+    )
+    model = Bert(config, seed=None)
+    model.init_weights(seed=3, std=0.2)
+    ids, _ = texts()
+    expected = model(ids, output_attentions=True)
+    model.to(device)
+    output = model(ids, output_attentions=True)
+    zeros = np.zeros_like(expected.last_hidden_state)
+    assert_stack_close(output.last_hidden_state, expected.last_hidden_state, zeros, "float32")
+    for array, other in zip(output.attentions, expected.attentions, strict=True):
+        np.testing.assert_allclose(array, other, rtol=0, atol=1e-5)
+    downloads = transfers_of(lambda: model(ids))["downloads"]
+    assert downloads == 2  # states and the pooler's
+    half = model.to(dtype="float16")(ids).last_hidden_state
+    assert np.abs(half - expected.last_hidden_state).max() < 0.05
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -25,8 +25,8 @@
 // which a minimum moves close to zero, not times the integer's part of it.
 //
 // The order of a sum is the same whatever the number of rows and threads: results do not depend on
-// the batch. But where Kernels::splits, products of many rows with floating-point weights are formed
-// from parts of the numbers (cpu/bfloat16_parts.h), as accurately.
+// the batch. But where Kernels::splits, products of many rows with floating-point weights are
+// formed from parts of the numbers (cpu/bfloat16_parts.h), as accurately.
 #pragma once
 
 #include <cstddef>

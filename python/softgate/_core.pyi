@@ -223,10 +223,10 @@ class PackedWeight:
         """The one whose kernels read it; None but on the CPU."""
 
     def unpack(self) -> Tensor:
-        """`[out_features, in_features]`, on the CPU as float32.
+        """`[out_features, in_features]`, on the weight's device, on the CPU as float32.
 
         The weight that was packed, bit for bit where its dtype was kept or widened; of integers
-        what they stand for. Raises ValueError when another ISA is in use.
+        what they stand for, as float32. Raises ValueError when another ISA is in use.
         """
 
     def quantized(self) -> tuple[Tensor, Tensor, Tensor | None]:

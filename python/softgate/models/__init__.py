@@ -38,8 +38,7 @@ def load(
     also what is computed in, "float32", "float16" or "bfloat16", see `nn.Module.to`.
 
     device: "cpu", "cuda", "cuda:1" and so on. There a GPT model's activations and cache have the
-    dtype of its weights, float32 where these are quantised. Recurrent models run
-    on the CPU only.
+    dtype of its weights, float32 where these are quantised. Recurrent models run on the CPU only.
 
     Raises CheckpointError when the checkpoint is broken, does not fit its config or is of a family
     that softgate does not know; otherwise as `nn.Module.to`.

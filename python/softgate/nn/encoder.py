@@ -35,9 +35,8 @@ class RotaryAttention(Attention):
         # What the op rotates goes into the rows of a cache, here one for this layer alone.
         shape = (cu_seqlens.batch, cu_seqlens.longest, self.num_heads, self.head_dim)
         k, v = (Tensor.empty(shape, x.dtype, x.device) for _ in range(2))
-        offsets = cu_seqlens.cu_seqlens
         q = ops.rotary(
-            self.qkv(x), offsets, starts, k, v, num_heads=self.num_heads, cos=cos, sin=sin
+            self.qkv(x), cu_seqlens, starts, k, v, num_heads=self.num_heads, cos=cos, sin=sin
         )
         weights: Tensor | None = None
         if return_weights:
@@ -47,7 +46,7 @@ class RotaryAttention(Attention):
             )
         else:
             context = ops.cached_attention(
-                q, k, v, offsets, lengths, window=self.window, causal=False
+                q, k, v, cu_seqlens, lengths, window=self.window, causal=False
             )
         context = context.reshape((total_tokens, hidden_size))
         return self.output(context, residual=residual), weights
