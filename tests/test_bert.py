@@ -350,6 +350,7 @@ def test_minilm_equals_sentence_transformers_definition(minilm):  # noqa: F811
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_minilm_encode_in_small_batches_is_the_same(minilm):  # noqa: F811
     model = softgate.load(minilm)
     texts = [text[:80] for text in TEXTS]

@@ -76,6 +76,7 @@ def test_heads_equal_hugging_face(name, task, loaded):
     assert_near(logits[kept], expected[kept])
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 @pytest.mark.parametrize("name", CASES)
 def test_lists_give_packed_output_equal_to_padded(name, loaded):
     theirs, ours = loaded(name)

@@ -123,6 +123,7 @@ def test_all_ways_to_a_dtype_give_the_same(tmp_path):
         softgate.load(tmp_path, dtype="float8")
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_results_do_not_depend_on_the_batch_or_threads(thread_counts):
     model = make(dtype="int8")
     alone = np.concatenate([model([ids]).last_hidden_state for ids in IDS])

@@ -69,6 +69,7 @@ TEXTS = ["The warp lifts a loom.", "", "A treaty was signed, who weaves?", "red 
 # Masks
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_fill_mask_equals_the_pipeline(tmp_path):
     model = make("masked-lm")
     texts = ["The [MASK] lifts the warp.", "[MASK]", "a loom weaves red [MASK] ."]
@@ -152,6 +153,7 @@ def test_classify_equals_the_pipeline(problem_type, labels, model_type, tmp_path
         assert ours.score == ours.scores[ours.label]
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_classify_does_not_depend_on_the_batch():
     model = make("sequence-classification")
     together = model.classify(TEXTS)
@@ -293,11 +295,19 @@ def test_long_contexts_are_read_in_windows():
     assert (answer.start, answer.end) == (best[1] + best[3], best[2] + best[3])
 
 
+@pytest.mark.parametrize("question", ["who?", "the " * 20])
+def test_a_large_overlap_leaves_room_to_move_on(question):
+    model = make("question-answering", ("start", "end"))
+    context = "the loom weaves a red cloth , " * 5
+    answer = model.answer(question, context, overlap=1000)
+    assert context[answer.start : answer.end] == answer.text
+
+
 def test_bad_questions_are_refused():
     model = make("question-answering", ("start", "end"))
     with pytest.raises(ValueError, match="the context has no tokens"):
         model.answer("who?", "")
-    with pytest.raises(ValueError, match=r"the first text has 30 tokens, expected at most"):
+    with pytest.raises(ValueError, match="the first text has 30 tokens, expected at most 20"):
         model.answer("the " * 30, "a loom")
     for options in ({"max_answer_tokens": 0}, {"overlap": -1}):
         with pytest.raises(ValueError, match="max_answer_tokens is"):

@@ -58,6 +58,7 @@ def test_fill_mask_prints_texts(folders: dict[str, Path]) -> None:
     assert result.stdout == "".join(f"{line}\n" for line in lines)
 
 
+@pytest.mark.usefixtures("rows_of_any_number")
 def test_fill_mask_writes_json_lines(folders: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     lines = "".join(f"{text}\n" for text in MASKED * 50)

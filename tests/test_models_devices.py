@@ -11,8 +11,10 @@ import softgate
 from devices import DTYPES, fetched, naively, rounded
 from softgate import cuda, nn, ops, reference
 from softgate.models.bert import Bert, BertConfig
+from softgate.models.bert_config import FAMILIES
 from softgate.models.pooling import SentencePooling
 from softgate.text import Encoding
+from test_bert_families import tiny_dict
 from tolerances import assert_close, assert_same_bits
 
 CONFIG = BertConfig(
@@ -464,3 +466,24 @@ def test_layers_in_a_graph(only_cuda, name):
             actual = [fetched(tensor) for tensor in results]
         for array, expected in zip(actual, flattened(layer(other, lengths=UNEVEN)), strict=True):
             assert_same_bits(array, expected)
+
+
+@pytest.mark.parametrize("task", [None, "masked-lm", "sequence-classification"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_of_encoders_equals_the_cpu(device, model_type, task):
+    on_cpu = Bert(BertConfig.from_dict(tiny_dict(model_type, task)), seed=None)
+    on_cpu.init_weights(seed=1, std=0.2)
+    model = Bert(on_cpu.config, seed=None)
+    model.load_state_dict(on_cpu.state_dict())
+    model.to(device)
+    ids = [[5, 6, 7, 8], [9], [3] * 12]
+    expected, output = on_cpu(ids), model(ids, output_attentions=True)
+    scale = np.abs(expected.last_hidden_state).max()
+    error = np.abs(output.last_hidden_state - expected.last_hidden_state).max()
+    assert error <= STACK * max(1, scale)
+    if task is not None:
+        error = np.abs(output.logits - expected.logits).max()
+        assert error <= STACK * max(1, np.abs(expected.logits).max())
+    weights = on_cpu(ids, output_attentions=True).attentions
+    for one, other in zip(output.attentions, weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=STACK)

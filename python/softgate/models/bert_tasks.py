@@ -273,10 +273,7 @@ class EncoderTasks(ABC):
                 "at least 1 and 0"
             )
         windows = tokenizer.encode_windows(
-            question,
-            context,
-            max_length=self.max_length,
-            overlap=min(overlap, self.max_length // 4),
+            question, context, max_length=self.max_length, overlap=overlap
         )
         best: Answer | None = None
         for start, stop in self._batches(windows):

@@ -331,20 +331,21 @@ class Tokenizer:
         self, first: str, second: str, *, max_length: int, overlap: int
     ) -> list[Spans]:
         """A pair of texts whose second is cut into windows, so that each has at most `max_length`
-        tokens with the first, which is never cut, and shares `overlap` tokens with the one before.
+        tokens with the first, which is never cut, and shares `overlap` tokens with the one before,
+        or half of its room if that is less.
 
-        Raises ValueError when the first leaves no room for more than the overlap.
+        Raises ValueError when the first leaves no room.
         """
         head, tail = self._tokenized("texts", (first, second))
-        room = self._room(max_length, True)
-        assert room is not None
-        if len(tail) > room - len(head) and room - len(head) <= overlap:
+        reserved = self._room(max_length, True)
+        assert reserved is not None
+        room = reserved - len(head)
+        if room < 1:
             raise ValueError(
-                f"the first text has {len(head)} tokens, expected at most "
-                f"{room - overlap - 1} of {max_length}"
+                f"the first text has {len(head)} tokens, expected at most {reserved - 1}"
             )
-        if len(tail) > room - len(head):
-            tail.truncate(room - len(head), overlap)
+        if len(tail) > room:
+            tail.truncate(room, min(overlap, room // 2))
         windows = [tail, *tail.overflowing]
         cut = len(windows) > 1
         return [self._spans(head, window, cut) for window in windows]
