@@ -30,6 +30,14 @@ SG_INLINE bool can_split(std::uint32_t largest) {
 
 using vu = __m512i;  // of 16-bit words or the bits of floats
 
+SG_INLINE std::uint32_t largest_word(vu v) {
+  alignas(64) std::uint32_t words[kLanes];
+  _mm512_store_si512(words, v);
+  std::uint32_t largest = 0;
+  for (const std::uint32_t word : words) largest = word > largest ? word : largest;
+  return largest;
+}
+
 // The nearest bfloat16, as a float's bits.
 SG_INLINE vu to_bfloat16(vf x) {
   const vu rounded = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));

@@ -215,7 +215,7 @@ void split_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int
       split<Consecutive, kParts>(a, b, p, kTileWords);
     }
     if (row >= rows) continue;
-    const std::uint32_t of_slice = _mm512_reduce_max_epu32(most);
+    const std::uint32_t of_slice = largest_word(most);
     largest[row] = of_slice > largest[row] ? of_slice : largest[row];
   }
 }
