@@ -49,7 +49,7 @@ std::vector<Isa> find_runnable() {
 #if defined(SOFTGATE_HAS_AVX512) && !defined(SOFTGATE_EMULATE_AVX512)
   if (runs_avx512()) {
 #if defined(__linux__)
-    if (runs_amx()) found.push_back({"amx", &amx::kernels});
+    if (runs_amx()) found.push_back({"amx", &avx512::amx_kernels});
 #endif
     found.push_back({"avx512", &avx512::kernels});
   }
@@ -61,7 +61,7 @@ std::vector<Isa> find_runnable() {
 #if defined(SOFTGATE_EMULATE_AVX512)
   if (runs_avx2()) {  // last: slower than any other
     found.push_back({"avx512", &avx512::kernels});
-    found.push_back({"amx", &amx::kernels});
+    found.push_back({"amx", &avx512::amx_kernels});
   }
 #endif
   return found;

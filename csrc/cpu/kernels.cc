@@ -65,19 +65,15 @@ static constexpr Kernels kTable = {
 
 const Kernels kernels = kTable;
 
-}  // namespace softgate::cpu::SOFTGATE_ISA
-
 #if defined(SOFTGATE_ISA_AVX512)
-namespace softgate::cpu::amx {
-
-static constexpr Kernels table() {
-  Kernels changed = avx512::kTable;
-  changed.linear = avx512::linear_amx;
-  changed.splits = avx512::splits;
+static constexpr Kernels with_amx() {
+  Kernels changed = kTable;
+  changed.linear = linear_amx;
+  changed.splits = splits;
   return changed;
 }
 
-const Kernels kernels = table();
-
-}  // namespace softgate::cpu::amx
+const Kernels amx_kernels = with_amx();
 #endif
+
+}  // namespace softgate::cpu::SOFTGATE_ISA

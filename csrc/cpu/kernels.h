@@ -53,9 +53,7 @@ extern const Kernels kernels;
 }
 namespace avx512 {
 extern const Kernels kernels;
-}
-namespace amx {  // avx512's, but for matrix products
-extern const Kernels kernels;
-}
+extern const Kernels amx_kernels;  // the same but for matrix products
+}  // namespace avx512
 
 }  // namespace softgate::cpu

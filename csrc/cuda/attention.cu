@@ -63,16 +63,14 @@ struct Sequence {
         len_q(args.cu_seqlens_q[sequence + 1] - first_query),
         window_left(static_cast<int>(args.window_left)),
         window_right(static_cast<int>(args.window_right)) {
-    if (args.lengths_k == nullptr) {
+    if (args.lengths_k) {  // nobody has checked these
+      key_place = args.cache_rows ? args.cache_rows[sequence] : sequence;
+      const bool inside = key_place >= 0 && key_place < args.num_rows;
+      len_k = inside ? max(min(args.lengths_k[sequence], static_cast<int>(args.max_k)), 0) : 0;
+    } else {
       key_place = args.cu_seqlens_k[sequence];
       len_k = args.cu_seqlens_k[sequence + 1] - key_place;
-      return;
     }
-    // Nobody has checked these.
-    key_place = args.cache_rows ? args.cache_rows[sequence] : sequence;
-    const bool inside = key_place >= 0 && key_place < args.num_rows;
-    len_k = inside ? max(min(args.lengths_k[sequence], static_cast<int>(args.max_k)), 0) : 0;
-    if (!inside) key_place = 0;
   }
 
   __device__ __forceinline__ int rows() const { return len_q * group; }
@@ -94,6 +92,7 @@ struct Sequence {
     return args.lse + head_of(row) * args.lse_stride + first_query + query_of(row);
   }
 
+  // Not to be read where there are no keys: the place may be none.
   template <class T>
   __device__ __forceinline__ const T* k_of(const AttentionArgs<T>& args) const {
     return args.k + key_place * args.k_row_stride + kv_head * args.k_head_stride;
