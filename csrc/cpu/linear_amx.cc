@@ -311,7 +311,8 @@ class SplitTask {
         float* sums = work.sums + (p - panel_begin) * row_tiles * kTileHeight * kPanel;
         for (std::int64_t t = 0; t < row_tiles; t += 2) {
           const std::int64_t row = t * kTileHeight;
-          const Range pair = {range.begin + row, min_int(range.begin + row + 32, range.end)};
+          const Range pair = {range.begin + row,
+                              min_int(range.begin + row + 2 * kTileHeight, range.end)};
           const std::uint16_t* a = work.a + t * tile_stride;
           float* c = sums + row * kPanel;
           const bool finishes = k + slice == depth;

@@ -23,6 +23,12 @@ model_option = click.option(
     help="A folder, a GGUF file, package:NAME (weights inside an installed package), or a Hugging "
     "Face id.",
 )
+input_option = click.option(
+    "--input",
+    "source",
+    type=click.File("rb"),
+    help="A UTF-8 file of one text a line; - is standard input.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(1, 1024), help="[default: the CPUs available]"
 )

@@ -17,6 +17,7 @@ from softgate.cli.common import (
     INTERRUPTED,
     JsonLines,
     failures,
+    input_option,
     load_with,
     model_option,
     progress_bar,
@@ -41,12 +42,7 @@ AHEAD_CHARACTERS = 200_000
 @click.command()
 @click.argument("texts", nargs=-1)
 @model_option
-@click.option(
-    "--input",
-    "source",
-    type=click.File("rb"),
-    help="A UTF-8 file of one text a line; - is standard input.",
-)
+@input_option
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),

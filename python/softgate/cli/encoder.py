@@ -14,6 +14,7 @@ import click
 from softgate.cli.common import (
     INTERRUPTED,
     failures,
+    input_option,
     json_lines,
     load_with,
     model_option,
@@ -42,12 +43,7 @@ _PLACE = (
 _TEXTS = (
     click.argument("texts", nargs=-1),
     model_option,
-    click.option(
-        "--input",
-        "source",
-        type=click.File("rb"),
-        help="A UTF-8 file of one text a line; - is standard input.",
-    ),
+    input_option,
     click.option(
         "--output",
         type=click.Path(dir_okay=False, path_type=Path),

@@ -9,7 +9,7 @@ from typing import BinaryIO, get_args
 import click
 
 from softgate.checkpoint import open_checkpoint
-from softgate.cli.common import failures, json_lines, read_lines
+from softgate.cli.common import failures, input_option, json_lines, read_lines
 from softgate.text import Tokenizer
 from softgate.text.tiktoken import ENCODINGS
 from softgate.text.training import Kind
@@ -44,12 +44,7 @@ from softgate.text.training import Kind
 @click.option(
     "--save", "folder", type=click.Path(file_okay=False, path_type=Path), help="Keep it there."
 )
-@click.option(
-    "--input",
-    "source",
-    type=click.File("rb"),
-    help="A UTF-8 file of one text a line; - is standard input.",
-)
+@input_option
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from softgate import ops
 from softgate.checkpoint.errors import quote
+from softgate.models.config_values import check_choice, check_integer, check_lossless, is_number
 from softgate.nn.rope import RopeConfig
 
 Task = Literal["masked-lm", "sequence-classification", "token-classification", "question-answering"]
@@ -93,24 +93,24 @@ class BertConfig:
     score_activation: str | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("model_type", self.model_type, tuple(FAMILIES))
+        check_choice("model_type", self.model_type, tuple(FAMILIES))
         for name in _SIZES:
             most = _MAX_LAYERS if name in _LAYERS else MAX_SIZE
-            _check_integer(name, getattr(self, name), most)
+            check_integer(name, getattr(self, name), most)
         for name in ("type_vocab_size", "relative_attention_num_buckets"):
-            _check_integer(name, getattr(self, name), MAX_SIZE, least=0)
+            check_integer(name, getattr(self, name), MAX_SIZE, least=0)
         for name in _OPTIONAL_SIZES:
             if getattr(self, name) is not None:
                 least = 0 if name in ("position_pad_id", "local_attention") else 1
-                _check_integer(name, getattr(self, name), MAX_SIZE, least)
+                check_integer(name, getattr(self, name), MAX_SIZE, least)
         for name in _SWITCHES:
             if type(getattr(self, name)) is not bool:
                 raise ValueError(
                     f"config: {name} is {quote(getattr(self, name))}, expected true or false"
                 )
         for name in ("hidden_act", "classifier_activation"):
-            _check_choice(name, getattr(self, name), tuple(ACTIVATIONS))
-        _check_choice("classifier_pooling", self.classifier_pooling, ("cls", "mean"))
+            check_choice(name, getattr(self, name), tuple(ACTIVATIONS))
+        check_choice("classifier_pooling", self.classifier_pooling, ("cls", "mean"))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"config: hidden_size is {self.hidden_size}, expected a multiple of "
@@ -122,7 +122,7 @@ class BertConfig:
                 f"be at most {_MAX_HEAD_DIM}"
             )
         eps = self.layer_norm_eps
-        if not _is_number(eps) or not 0 <= eps <= 1:
+        if not is_number(eps) or not 0 <= eps <= 1:
             raise ValueError(
                 f"config: layer_norm_eps is {quote(eps)}, expected a number from 0 to 1"
             )
@@ -164,7 +164,7 @@ class BertConfig:
                 f"{self.num_hidden_layers} layers"
             )
         for kind in self.kinds:
-            _check_choice("layer_types", kind, (FULL, SLIDING))
+            check_choice("layer_types", kind, (FULL, SLIDING))
         if SLIDING in self.kinds and self.num_hidden_groups is not None:
             raise ValueError("config: sliding layer_types and num_hidden_groups exclude each other")
         if SLIDING in self.kinds and self.local_attention is None:
@@ -175,15 +175,15 @@ class BertConfig:
             raise ValueError("config: rope and relative_attention_num_buckets exclude each other")
         for rope in self.ropes().values():
             # Others turn by the length of the batch.
-            _check_choice("rope_type", rope.rope_type, ("default", "linear", "llama3", "yarn"))
+            check_choice("rope_type", rope.rope_type, ("default", "linear", "llama3", "yarn"))
 
     def _check_labels(self) -> None:
         if self.task is not None:
-            _check_choice("task", self.task, tuple(TASKS))
+            check_choice("task", self.task, tuple(TASKS))
         if self.problem_type is not None:
-            _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+            check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if self.score_activation is not None:
-            _check_choice("score_activation", self.score_activation, ("sigmoid", "identity"))
+            check_choice("score_activation", self.score_activation, ("sigmoid", "identity"))
         if (
             not isinstance(self.labels, tuple)
             or not self.labels
@@ -275,7 +275,7 @@ class BertConfig:
         no sense, and what softgate does not compute.
         """
         model_type = config.get("model_type", "bert")
-        _check_choice("model_type", model_type, tuple(FAMILIES))
+        check_choice("model_type", model_type, tuple(FAMILIES))
         family = FAMILIES[model_type]
         missing = [
             theirs
@@ -320,13 +320,7 @@ class BertConfig:
         if self.model_type == "modernbert":
             config |= _write_modernbert(self)
         config |= _write_head(self)
-        again = BertConfig.from_dict(config)
-        lost = [f.name for f in fields(self) if getattr(again, f.name) != getattr(self, f.name)]
-        if lost:
-            raise ValueError(
-                f"config: a config.json of {self.model_type} cannot say "
-                + ", ".join(f"{name}={getattr(self, name)!r}" for name in lost)
-            )
+        check_lossless(self, BertConfig.from_dict(config))
         return config
 
 
@@ -487,8 +481,8 @@ def _read_modernbert(config: Mapping[str, Any]) -> dict[str, Any]:
     kinds = config.get("layer_types")
     if kinds is None:
         period, layers = config.get("global_attn_every_n_layers", 3), config["num_hidden_layers"]
-        _check_integer("global_attn_every_n_layers", period, MAX_SIZE)
-        _check_integer("num_hidden_layers", layers, _MAX_LAYERS)
+        check_integer("global_attn_every_n_layers", period, MAX_SIZE)
+        check_integer("num_hidden_layers", layers, _MAX_LAYERS)
         kinds = [SLIDING if i % period else FULL for i in range(layers)]
     return {**ropes, "layer_types": tuple(kinds) if isinstance(kinds, list) else kinds}
 
@@ -519,7 +513,7 @@ def _read_head(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     labels = config.get("id2label")
     if labels is None:
         count = config.get("num_labels", 2)
-        _check_integer("num_labels", count, _MAX_LABELS)
+        check_integer("num_labels", count, _MAX_LABELS)
         labels = {i: f"LABEL_{i}" for i in range(count)}
     if not isinstance(labels, dict) or {str(key) for key in labels} != set(
         map(str, range(len(labels)))
@@ -563,19 +557,3 @@ def _write_head(config: BertConfig) -> dict[str, Any]:
 
 
 _TORCH_MODULES = {"sigmoid": "activation.Sigmoid", "identity": "linear.Identity"}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
-
-
-def _check_integer(name: str, value: object, most: int, least: int = 1) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(
-            f"config: {name} is {quote(value)}, expected an integer from {least} to {most}"
-        )
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"config: {name} is {quote(value)}, expected one of {sorted(choices)}")

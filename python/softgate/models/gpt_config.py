@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from softgate import ops
+from softgate.models.config_values import check_choice, check_integer, check_lossless, is_number
 from softgate.nn.rope import RopeConfig
 
 # Hugging Face's names of activations and ours.
@@ -87,7 +88,7 @@ class GptConfig:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         for name in _SIZES:
             most = _MAX_LAYERS if name == "num_hidden_layers" else _MAX_SIZE
-            _check_integer(name, getattr(self, name), most)
+            check_integer(name, getattr(self, name), most)
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
@@ -95,7 +96,7 @@ class GptConfig:
                     f"num_attention_heads, {self.num_attention_heads}, or a head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        _check_integer("head_dim", self.head_dim, _MAX_HEAD_DIM)
+        check_integer("head_dim", self.head_dim, _MAX_HEAD_DIM)
         if self.query_pre_attn_scalar is None:
             object.__setattr__(self, "query_pre_attn_scalar", self.head_dim)
         if self.num_attention_heads % self.kv_heads:
@@ -103,25 +104,25 @@ class GptConfig:
                 f"config: num_attention_heads is {self.num_attention_heads}, expected a multiple "
                 f"of num_key_value_heads, {self.kv_heads}"
             )
-        _check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
-        _check_choice("norm", self.norm, ("layer", "rms"))
+        check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
+        check_choice("norm", self.norm, ("layer", "rms"))
         for name in _SWITCHES:
             if type(getattr(self, name)) is not bool:
                 raise ValueError(
                     f"config: {name} is {getattr(self, name)!r}, expected true or false"
                 )
-        if not _is_number(self.norm_eps) or not 0 <= self.norm_eps <= 1:
+        if not is_number(self.norm_eps) or not 0 <= self.norm_eps <= 1:
             raise ValueError(f"config: norm_eps is {self.norm_eps!r}, expected 0 to 1")
         for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
+            if value is not None and not (is_number(value) and value > 0):
                 raise ValueError(f"config: {name} is {value!r}, expected a number above 0")
         self._check_windows()
         self._check_tokens()
 
     def _check_windows(self) -> None:
         if self.sliding_window is not None:
-            _check_integer("sliding_window", self.sliding_window, _MAX_SIZE)
+            check_integer("sliding_window", self.sliding_window, _MAX_SIZE)
         if self.layer_types is None:
             kind = FULL if self.sliding_window is None else SLIDING
             object.__setattr__(self, "layer_types", (kind,) * self.num_hidden_layers)
@@ -131,7 +132,7 @@ class GptConfig:
                 f"{self.num_hidden_layers} layers"
             )
         for kind in self.kinds:
-            _check_choice("layer_types", kind, (FULL, SLIDING))
+            check_choice("layer_types", kind, (FULL, SLIDING))
         if SLIDING in self.kinds and self.sliding_window is None:
             raise ValueError("config: sliding_window is missing, some layer_types are sliding")
         for name in ("rope", "sliding_rope"):
@@ -254,13 +255,7 @@ class GptConfig:
         if self.model_type == "gpt2":
             config["scale_attn_weights"] = self.query_pre_attn_scalar == self.head_dim
         config |= _write_ropes(family, self) | _write_windows(family, self)
-        again = GptConfig.from_dict(config)
-        lost = [f.name for f in fields(self) if getattr(again, f.name) != getattr(self, f.name)]
-        if lost:
-            raise ValueError(
-                f"config: a config.json of {self.model_type} cannot say "
-                + ", ".join(f"{name}={getattr(self, name)!r}" for name in lost)
-            )
+        check_lossless(self, GptConfig.from_dict(config))
         return config
 
 
@@ -495,11 +490,11 @@ def _read_windows(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
         on = config.get("use_sliding_window", False)
         values["sliding_window"] = config.get("sliding_window", 4096) if on else None
         first = config.get("max_window_layers", 28) if on else _MAX_LAYERS
-        _check_integer("max_window_layers", first, _MAX_SIZE, least=0)
+        check_integer("max_window_layers", first, _MAX_SIZE, least=0)
         default = [SLIDING if i >= first else FULL for i in indices]
     else:
         period = config.get("sliding_window_pattern", family.period)
-        _check_integer("sliding_window_pattern", period, _MAX_SIZE)
+        check_integer("sliding_window_pattern", period, _MAX_SIZE)
         default = [SLIDING if (i + 1) % period else FULL for i in indices]
     kinds = default if kinds is None else kinds
     values["layer_types"] = tuple(kinds) if isinstance(kinds, list) else kinds
@@ -519,17 +514,3 @@ def _write_windows(family: Family, config: GptConfig) -> dict[str, Any]:
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
     return () if value is None else (value,)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
-
-
-def _check_integer(name: str, value: object, most: int, least: int = 1) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"config: {name} is {value!r}, expected an integer from {least} to {most}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"config: {name} is {value!r}, expected one of {list(choices)}")
