@@ -89,12 +89,7 @@ class SafetensorsFile(Mapping[str, Array]):
         if entry.dtype == "BOOL" and raw.size and raw.max() > 1:
             raise CheckpointError(f"{self.path}: {quote(name)} is BOOL but holds {raw.max()}")
         tensor = raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
-        if entry.dtype == "BF16":
-            tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
-        elif not tensor.flags.aligned:
-            tensor = tensor.copy()
-        tensor.flags.writeable = False
-        return tensor
+        return as_readable(tensor, entry.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -105,6 +100,16 @@ class SafetensorsFile(Mapping[str, Array]):
     def close(self) -> None:
         """Let go of the map; the system frees it with the last view."""
         self._data = None
+
+
+def as_readable(tensor: Array, dtype: str) -> Array:
+    """A file's elements, aligned and read-only; BF16, which NumPy lacks, as float32."""
+    if dtype == "BF16":
+        tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
+    elif not tensor.flags.aligned:
+        tensor = tensor.copy()
+    tensor.flags.writeable = False
+    return tensor
 
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> bytes:

@@ -25,7 +25,7 @@ import numpy as np
 
 from softgate.checkpoint.errors import CheckpointError, quote
 from softgate.checkpoint.pickles import MAX_BYTES, PickleReader
-from softgate.checkpoint.safetensors import DTYPES, MAX_DIMS
+from softgate.checkpoint.safetensors import DTYPES, MAX_DIMS, as_readable
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -124,12 +124,7 @@ class TorchFile(Mapping[str, Array]):
         )
         if entry.dtype == "BOOL" and tensor.size and tensor.view(np.uint8).max() > 1:
             raise CheckpointError(f"{self.path}: {quote(name)} is bool but holds other values")
-        if entry.dtype == "BF16":
-            tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
-        elif not tensor.flags.aligned:
-            tensor = tensor.copy()
-        tensor.flags.writeable = False
-        return tensor
+        return as_readable(tensor, entry.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
