@@ -224,6 +224,7 @@ class AttentionCase(Case):
     window: tuple[int, int] = (-1, -1)
     mask: str | None = None
     mask_over: tuple[bool, bool] = (True, True)  # does the mask differ by sequence, by head
+    reach: int | None = None  # of a relative bias
     softcap: float = 0.0
     layout: str = "contiguous"
     q_size: float = 1.0
@@ -248,6 +249,7 @@ class AttentionCase(Case):
             "causal": self.causal,
             "window": self.window,
             "mask": self._mask(random, key_lengths, dtype),
+            "relative_bias": _relative_bias(random, self.num_heads, self.reach),
             "softcap": self.softcap,
         }
 
@@ -264,6 +266,16 @@ class AttentionCase(Case):
         )
         layout = "contiguous" if self.layout == "transposed" else self.layout
         return place(MASKS[self.mask](random, shape, dtype), layout)
+
+
+def _relative_bias(
+    random: np.random.Generator, num_heads: int, reach: int | None
+) -> np.ndarray | None:
+    """float32 for every dtype. Its rows are not next to each other."""
+    if reach is None:
+        return None
+    bias = (random.standard_normal((num_heads, 2 * reach + 1)) * 4.0).astype(np.float32)
+    return place(bias, "strided")
 
 
 def _random_bool(random: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -341,6 +353,15 @@ ATTENTION = [
         AttentionCase((len_q,), (len_k,), window=(6, 4))
         for len_q, len_k in ((1, 90), (7, 33), (33, 7), (150, 20), (20, 150))
     ),
+    # relative bias, whose reach ends before, in and beyond the vectors of keys
+    *(
+        AttentionCase(RAGGED, (5, 3, 0, 66, 90), 4, 2, causal=causal, reach=reach)
+        for causal in (False, True)
+        for reach in (0, 1, 7, 20, 64, 300)
+    ),
+    AttentionCase((150,), (290,), reach=128, head_dim=64, window=(100, 9)),
+    AttentionCase((40,), mask="bool", reach=9, softcap=5.0),
+    AttentionCase((40,), mask="bias", reach=9),
     # windows
     *(
         AttentionCase((75,), causal=causal, window=window)
@@ -421,6 +442,7 @@ class CachedAttentionCase(Case):
     head_dim: int = 8
     causal: bool = True
     window: tuple[int, int] = (-1, -1)
+    reach: int | None = None  # of a relative bias
     softcap: float = 0.0
     scale: float | None = None
     rows: tuple[int, ...] | None = None  # of the cache, which has more of them then
@@ -453,6 +475,7 @@ class CachedAttentionCase(Case):
             "cu_seqlens_q": offsets(self.lengths),
             "lengths_k": np.array(self.key_lengths, np.int32),
             "cache_rows": None if self.rows is None else np.array(self.rows, np.int32),
+            "relative_bias": _relative_bias(random, self.num_heads, self.reach),
             "scale": self.scale,
             "window": self.window,
             "causal": self.causal,
@@ -496,6 +519,13 @@ CACHED_ATTENTION = [
         for window in ((0, 0), (15, 0), (300, 0), (6, 4), (-1, 0), (2**31, 2**62))
         for causal in (False, True)
     ),
+    # relative bias
+    *(
+        CachedAttentionCase((1, 3, 40), (300, 17, 90), 4, 2, 64, causal=causal, reach=reach)
+        for causal in (False, True)
+        for reach in (0, 5, 31, 128, 700)
+    ),
+    CachedAttentionCase((2,), (700,), 4, 2, 128, window=(300, 0), reach=70, softcap=7.0),
     # several splits of 64 keys, of which a window reaches some
     *(
         CachedAttentionCase((1, len_q), (700, 450), 4, 2, 128, causal=causal, window=window)

@@ -87,8 +87,9 @@ py::object linear(py::handle x, py::handle weight, py::handle bias, const std::s
 
 py::object attention(py::handle q, py::handle k, py::handle v, py::handle cu_seqlens_q,
                      py::handle cu_seqlens_k, std::optional<double> scale, bool causal,
-                     std::pair<std::int64_t, std::int64_t> window, py::handle mask, double softcap,
-                     bool return_lse, bool return_weights, py::handle out) {
+                     std::pair<std::int64_t, std::int64_t> window, py::handle mask,
+                     py::handle relative_bias, double softcap, bool return_lse, bool return_weights,
+                     py::handle out) {
   const Tensor q_ = to_tensor({"attention", "q"}, q);
   const Tensor k_ = to_tensor({"attention", "k"}, k);
   const Tensor v_ = to_tensor({"attention", "v"}, v);
@@ -102,6 +103,7 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle cu_seq
       .causal = causal,
       .window = window,
       .mask = to_optional_tensor({"attention", "mask", "bool or float32"}, mask),
+      .relative_bias = to_optional_tensor({"attention", "relative_bias"}, relative_bias),
       .softcap = softcap,
       .return_lse = return_lse,
       .return_weights = return_weights,
@@ -120,7 +122,7 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle cu_seq
 
 py::object cached_attention(py::handle q, py::handle k_cache, py::handle v_cache,
                             py::handle cu_seqlens_q, py::handle lengths_k, py::handle cache_rows,
-                            std::optional<double> scale,
+                            py::handle relative_bias, std::optional<double> scale,
                             std::pair<std::int64_t, std::int64_t> window, bool causal,
                             double softcap, py::handle out) {
   const char* op = "cached_attention";
@@ -131,6 +133,7 @@ py::object cached_attention(py::handle q, py::handle k_cache, py::handle v_cache
   const Tensor lens_k = to_tensor({op, "lengths_k", "int32"}, lengths_k);
   const CachedAttentionOptions options{
       .cache_rows = to_optional_tensor({op, "cache_rows", "int32"}, cache_rows),
+      .relative_bias = to_optional_tensor({op, "relative_bias"}, relative_bias),
       .scale = scale,
       .window = window,
       .causal = causal,
@@ -409,10 +412,10 @@ void register_ops(py::module_& m) {
         arg("out"));
   m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("cu_seqlens_q"),
         arg("cu_seqlens_k"), arg("scale"), arg("causal"), arg("window"), arg("mask"),
-        arg("softcap"), arg("return_lse"), arg("return_weights"), arg("out"));
+        arg("relative_bias"), arg("softcap"), arg("return_lse"), arg("return_weights"), arg("out"));
   m.def("cached_attention", &cached_attention, arg("q"), arg("k_cache"), arg("v_cache"),
-        arg("cu_seqlens_q"), arg("lengths_k"), arg("cache_rows"), arg("scale"), arg("window"),
-        arg("causal"), arg("softcap"), arg("out"));
+        arg("cu_seqlens_q"), arg("lengths_k"), arg("cache_rows"), arg("relative_bias"),
+        arg("scale"), arg("window"), arg("causal"), arg("softcap"), arg("out"));
   m.def("add_layer_norm", &add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"),
         arg("eps"), arg("out"), arg("sum_out"));
   m.def("add_rms_norm", &add_rms_norm, arg("x"), arg("residual"), arg("weight"), arg("eps"),

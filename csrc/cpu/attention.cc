@@ -251,16 +251,18 @@ class Chunk {
     adjust(strip, columns, block);
   }
 
-  // Soft cap and masks.
+  // Soft cap, bias and masks.
   void adjust(const Strip& strip, Range columns, Range block) const {
     const Range whole{columns.begin, round_up(columns.end, kPanel)};
     const bool bounded = strip.common.begin > block.begin + whole.begin ||
                          strip.common.end < block.begin + whole.end;
     const bool masked = args_.bool_mask || args_.add_mask;
-    if (!bounded && !masked && args_.softcap == 0.0f) return;
+    if (!bounded && !masked && args_.softcap == 0.0f && !args_.relative_bias) return;
     const auto body = [&](std::int64_t row, std::int64_t query, std::int64_t head) {
       float* s = scores_ + (row - strip.row) * kBlockKeys;
       if (args_.softcap > 0.0f) cap(s, whole, args_.softcap);
+      if (args_.relative_bias)
+        add_relative_bias(args_, s, whole, head, block.begin - (query + len_k_ - len_q_));
       if (masked) mask(s, mask_offset(query, head) + block.begin, whole, block.end - block.begin);
       if (bounded) bound(s, keys_of(query), whole, block.begin);
     };

@@ -58,6 +58,27 @@ SG_INLINE void cap(float* s, Range columns, float softcap) {
     store(s + j, mul(tanh(load(s + j)), set1(softcap)));
 }
 
+// s[j] gains the bias of a key at `distance` + j from the query.
+SG_INLINE void add_relative_bias(const AttentionArgs<float>& args, float* s, Range columns,
+                                 std::int64_t head, std::int64_t distance) {
+  const std::int64_t reach = args.bias_reach;
+  const float* zero_distance = args.relative_bias + head * args.bias_head_stride + reach;
+  for (std::int64_t j = columns.begin; j < columns.end; j += kLanes) {
+    const std::int64_t first = distance + j, last = first + kLanes - 1;
+    vf bias;
+    if (first >= reach || last <= -reach) {
+      bias = set1(zero_distance[first >= reach ? reach : -reach]);
+    } else if (first >= -reach && last <= reach) {
+      bias = load(zero_distance + first);
+    } else {
+      alignas(64) float some[kLanes];
+      for (int i = 0; i < kLanes; ++i) some[i] = zero_distance[clamp(first + i, -reach, reach)];
+      bias = load(some);
+    }
+    store(s + j, add(load(s + j), bias));
+  }
+}
+
 // Scores outside of `keys` become -inf; s begins at first_key.
 SG_INLINE void bound(float* s, Range keys, Range columns, std::int64_t first_key) {
   const vf begin = set1(static_cast<float>(clamp(keys.begin - first_key, 0, columns.end)));

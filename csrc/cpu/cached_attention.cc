@@ -228,6 +228,9 @@ class Split {
     for (std::int64_t row = 0; row < count_; ++row) {
       float* s = scores_ + row * kBlockKeys;
       if (args_.softcap > 0.0f) cap(s, columns, args_.softcap);
+      const std::int64_t position = rows_.query(row) + keys_.length - rows_.queries;
+      if (args_.relative_bias)
+        add_relative_bias(args_, s, columns, rows_.head(row), first_key - position);
       const Range sight = sight_of(rows_.query(row));
       const Range seen{max_int(sight.begin, block.begin), min_int(sight.end, block.end)};
       if (seen.begin > first_key + columns.begin || seen.end < first_key + columns.end)

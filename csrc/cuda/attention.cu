@@ -162,12 +162,17 @@ struct KeyBlocks {
   int begin_, whole_, whole_end_;
 };
 
-// Scaled, capped and masked, in units of the natural logarithm.
+// Scaled, capped, with the bias and masked, in units of the natural logarithm.
 template <class T>
 __device__ __forceinline__ float final_score(const AttentionArgs<T>& args, const Sequence& sequence,
                                              int row, int key, float product) {
   float score = product * args.scale;
   if (args.softcap > 0.0f) score = args.softcap * tanhf(score / args.softcap);
+  if (args.relative_bias) {
+    const int query = sequence.query_of(row), reach = static_cast<int>(args.bias_reach);
+    const int distance = min(max(key - (query + sequence.len_k - sequence.len_q), -reach), reach);
+    score += args.relative_bias[sequence.head_of(row) * args.bias_head_stride + reach + distance];
+  }
   const std::int64_t place = sequence.index * args.mask_batch_stride +
                              sequence.head_of(row) * args.mask_head_stride +
                              sequence.query_of(row) * args.mask_row_stride + key;
@@ -238,7 +243,7 @@ struct Narrow : Shape {
   static constexpr int kSharedBytes = (Shape::kRows + 2 * kKeys) * Shape::kRowBytes;
 };
 
-// kGeneral: with a mask, a soft cap, or a scale that is not positive.
+// kGeneral: with a mask, a relative bias, a soft cap, or a scale that is not positive.
 template <class Shape, bool kGeneral>
 using TileShape =
     std::conditional_t<kGeneral && !Shape::kSplit && Shape::kHeadDim <= 128, Narrow<Shape>, Shape>;
@@ -918,7 +923,8 @@ void launch_tiles(const AttentionArgs<T>& args, std::int64_t parts, const Partia
   };
   if constexpr (std::is_same_v<T, float>)
     start(attention_float_kernel<Shape>, Shape::kSharedBytes);
-  else if (args.bool_mask || args.add_mask || args.softcap > 0.0f || !(args.scale > 0.0f))
+  else if (args.bool_mask || args.add_mask || args.relative_bias || args.softcap > 0.0f ||
+           !(args.scale > 0.0f))
     start(attention_kernel<T, Shape, true>, TileShape<Shape, true>::kSharedBytes);
   else
     start(attention_kernel<T, Shape, false>, TileShape<Shape, false>::kSharedBytes);

@@ -37,6 +37,14 @@ void check_mask(const Tensor& mask, std::int64_t batch, std::int64_t num_heads, 
 
 }  // namespace
 
+void check_relative_bias(const char* op, const Tensor* bias, std::int64_t num_heads,
+                         Device device) {
+  if (!bias) return;
+  check_tensor(op, "relative_bias", *bias, DType::float32, {num_heads, -1}, device);
+  check(bias->size(1) % 2 == 1, op, ": relative_bias has ", bias->size(1),
+        " columns, expected an odd number, 2 * reach + 1");
+}
+
 std::int64_t effective_bound(std::int64_t bound) {
   return bound < 0 || bound > std::numeric_limits<std::int32_t>::max() ? -1 : bound;
 }
@@ -65,6 +73,8 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
     max_q = mask->size(2);
     max_k = mask->size(3);
   }
+  const Tensor* bias = options.relative_bias ? &*options.relative_bias : nullptr;
+  check_relative_bias("attention", bias, num_heads, device);
   const bool bool_mask = mask && mask->dtype() == DType::boolean;
   const auto mask_stride = [&](int i) { return mask && mask->size(i) > 1 ? mask->stride(i) : 0; };
 
@@ -76,6 +86,7 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
   check_overlap("attention", result.out, "cu_seqlens_q", cu_seqlens_q.cu_seqlens(), false);
   check_overlap("attention", result.out, "cu_seqlens_k", cu_seqlens_k.cu_seqlens(), false);
   if (mask) check_overlap("attention", result.out, "mask", *mask, false);
+  if (bias) check_overlap("attention", result.out, "relative_bias", *bias, false);
   if (options.return_lse) result.lse = Tensor::empty({num_heads, total_q}, DType::float32, device);
   if (options.return_weights)
     result.weights = Tensor::empty({batch, num_heads, max_q, max_k}, DType::float32, device);
@@ -94,6 +105,7 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
         .cache_rows = nullptr,
         .bool_mask = bool_mask ? mask->data<std::uint8_t>() : nullptr,
         .add_mask = mask && !bool_mask ? mask->data<float>() : nullptr,
+        .relative_bias = bias ? bias->data<float>() : nullptr,
         .batch = batch,
         .num_heads = num_heads,
         .num_kv_heads = k.size(1),
@@ -118,6 +130,8 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
         .mask_batch_stride = mask_stride(0),
         .mask_head_stride = mask_stride(1),
         .mask_row_stride = mask ? mask->stride(2) : 0,
+        .bias_head_stride = bias ? bias->stride(0) : 0,
+        .bias_reach = bias ? bias->size(1) / 2 : 0,
         .scale = static_cast<float>(scale),
         .softcap = static_cast<float>(options.softcap),
         .window_left = effective_bound(options.window.first),

@@ -99,6 +99,8 @@ Tensor cached_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
   check(std::isfinite(options.softcap) && options.softcap >= 0, kOp, ": softcap is ",
         options.softcap, ", expected a finite number, 0 for none");
 
+  const Tensor* bias = options.relative_bias ? &*options.relative_bias : nullptr;
+  check_relative_bias(kOp, bias, num_heads, device);
   Tensor result = resolve_out(kOp, std::move(out), dtype, q.shape(), device);
   check_overlap(kOp, result, "q", q, false);
   check_overlap(kOp, result, "k_cache", k_cache, false);
@@ -106,6 +108,7 @@ Tensor cached_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
   check_overlap(kOp, result, "cu_seqlens_q", cu_seqlens_q.cu_seqlens(), false);
   check_overlap(kOp, result, "lengths_k", lengths_k, false);
   if (cache_rows) check_overlap(kOp, result, "cache_rows", *cache_rows, false);
+  if (bias) check_overlap(kOp, result, "relative_bias", *bias, false);
 
   dispatch(dtype, [&]<class T>(T) {
     const AttentionArgs<T> args{
@@ -121,6 +124,7 @@ Tensor cached_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
         .cache_rows = cache_rows ? cache_rows->data<std::int32_t>() : nullptr,
         .bool_mask = nullptr,
         .add_mask = nullptr,
+        .relative_bias = bias ? bias->data<float>() : nullptr,
         .batch = batch,
         .num_heads = num_heads,
         .num_kv_heads = k_cache.size(2),
@@ -145,6 +149,8 @@ Tensor cached_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
         .mask_batch_stride = 0,
         .mask_head_stride = 0,
         .mask_row_stride = 0,
+        .bias_head_stride = bias ? bias->stride(0) : 0,
+        .bias_reach = bias ? bias->size(1) / 2 : 0,
         .scale = static_cast<float>(scale),
         .softcap = static_cast<float>(options.softcap),
         .window_left = effective_bound(options.window.first),

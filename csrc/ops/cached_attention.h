@@ -5,8 +5,8 @@
 //   lengths_k: int32 [batch]; cache_rows: int32 [batch], or null for row b of sequence b
 //
 // Sequence b reads the first lengths_k[b] keys of row cache_rows[b]; rows may repeat. Scores, soft
-// cap, bounds, grouped heads and queries without keys are attention's. Inputs may have any strides
-// between tokens, rows and heads; out overlaps none.
+// cap, relative bias, bounds, grouped heads and queries without keys are attention's. Inputs may
+// have any strides between tokens, rows and heads; out overlaps none.
 //
 // On a device other than the CPU, lengths_k and cache_rows are not looked at by the host: a length
 // counts as the nearest one that the capacity has, and a row outside of the cache holds no keys.
@@ -41,6 +41,7 @@ struct CachedAttentionArgs {
 
 struct CachedAttentionOptions {
   std::optional<Tensor> cache_rows;
+  std::optional<Tensor> relative_bias;
   std::optional<double> scale;  // 1 / sqrt(head_dim) when absent
   std::pair<std::int64_t, std::int64_t> window{-1, -1};
   bool causal = true;

@@ -140,6 +140,7 @@ def attention(
     causal: bool = False,
     window: tuple[int, int] = (-1, -1),
     mask: Array | None = None,
+    relative_bias: Array | None = None,
     softcap: float = 0.0,
     return_lse: bool = False,
     return_weights: bool = False,
@@ -153,8 +154,10 @@ def attention(
     `1 / sqrt(head_dim)`.
 
     Scores are `scale * q @ k.T`, then `softcap * tanh(scores / softcap)` unless softcap is 0, then
-    the masks. Masks are aligned to the bottom right: query i of a sequence stands at key position
-    `p = i + len_k - len_q`; `causal` keeps keys up to p, `window=(left, right)` those from
+    the relative bias is added, then come the masks. They are aligned to the bottom right: query i
+    of a sequence stands at key position `p = i + len_k - len_q`. `relative_bias`, float32
+    `[num_heads, 2 * reach + 1]`, is for key j `relative_bias[head, clip(j - p, -reach, reach) +
+    reach]` (Raffel et al. 2020). `causal` keeps keys up to p, `window=(left, right)` those from
     `p - left` to `p + right` (a negative bound is no bound). `mask` is boolean (True attends) or
     float32 (added), `[batch or 1, num_heads or 1, max_q, max_k]`, where max_q and max_k are at
     least the longest lengths. A query that keeps no key gives zeros and a log-sum-exp of -inf.
@@ -165,7 +168,7 @@ def attention(
     """
     return _core.attention(
         q, k, v, cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k,
-        scale, causal, window, mask, softcap, return_lse, return_weights, out,
+        scale, causal, window, mask, relative_bias, softcap, return_lse, return_weights, out,
     )  # fmt: skip
 
 
@@ -177,6 +180,7 @@ def cached_attention(
     lengths_k: Array,
     *,
     cache_rows: Array | None = None,
+    relative_bias: Array | None = None,
     scale: float | None = None,
     window: tuple[int, int] = (-1, -1),
     causal: bool = True,
@@ -189,8 +193,8 @@ def cached_attention(
     `[rows, capacity, num_kv_heads, head_dim]`; lengths_k: int32 `[batch]`, the keys of each
     sequence, those of its queries among them. Sequence b reads the first `lengths_k[b]` keys of row
     `cache_rows[b]` (int32 `[batch]`, in which rows may repeat; row b when not given); what lies
-    behind them may be anything. Heads, head_dim, scale, window, causal and softcap as in
-    `attention`: the last query of a sequence stands at its last key.
+    behind them may be anything. Heads, head_dim, relative_bias, scale, window, causal and softcap
+    are as in `attention`: the last query of a sequence stands at its last key.
 
     A sequence's result does not depend on the others or on the number of threads.
 
@@ -199,8 +203,8 @@ def cached_attention(
     outside has no keys.
     """
     return _core.cached_attention(
-        q, k_cache, v_cache, cu_seqlens_q, lengths_k, cache_rows, scale, window, causal, softcap,
-        out,
+        q, k_cache, v_cache, cu_seqlens_q, lengths_k, cache_rows, relative_bias, scale, window,
+        causal, softcap, out,
     )  # fmt: skip
 
 

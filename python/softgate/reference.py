@@ -186,6 +186,7 @@ def attention(
     causal: bool = False,
     window: tuple[int, int] = (-1, -1),
     mask: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     softcap: float = 0.0,
     return_lse: bool = False,
     return_weights: bool = False,
@@ -194,7 +195,8 @@ def attention(
 
     q: `[total_q, num_heads, head_dim]`; k, v: `[total_k, num_kv_heads, head_dim]`; cu_seqlens:
     `[batch + 1]`; mask: boolean (True attends) or additive, `[batch or 1, num_heads or 1, max_q,
-    max_k]`. Returns out `[total_q, num_heads, head_dim]`, then lse `[num_heads, total_q]` and
+    max_k]`; relative_bias: `[num_heads, 2 * reach + 1]`, by the distance from query to key. Returns
+    out `[total_q, num_heads, head_dim]`, then lse `[num_heads, total_q]` and
     weights `[batch, num_heads, max_q, max_k]` where asked for.
     """
     q, k, v = _float64(q), _float64(k), _float64(v)
@@ -227,6 +229,12 @@ def attention(
             scores = scale * (q[rows_q, h] @ k[rows_k, kv_head].T)  # [len_q, len_k]
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
+            if relative_bias is not None:
+                bias = _float64(relative_bias)[h]  # [2 * reach + 1]
+                reach = len(bias) // 2
+                positions = np.arange(len_q) + len_k - len_q
+                distances = np.arange(len_k) - positions[:, None]  # [len_q, len_k]
+                scores = scores + bias[np.clip(distances, -reach, reach) + reach]
             if mask is not None:
                 part = mask[b, h, :len_q, :len_k]
                 scores = np.where(part, scores, -np.inf) if part.dtype == bool else scores + part
@@ -249,6 +257,7 @@ def cached_attention(
     lengths_k: ArrayLike,
     *,
     cache_rows: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     scale: float | None = None,
     window: tuple[int, int] = (-1, -1),
     causal: bool = True,
@@ -270,7 +279,7 @@ def cached_attention(
     cu_seqlens_k = np.cumsum([0, *lengths])
     out: Float64 = attention(
         q, k, v, cu_seqlens_q, cu_seqlens_k,
-        scale=scale, causal=causal, window=window, softcap=softcap,
+        scale=scale, causal=causal, window=window, relative_bias=relative_bias, softcap=softcap,
     )  # fmt: skip
     return out
 

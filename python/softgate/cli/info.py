@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from softgate.models.gpt import Gpt
     from softgate.models.recurrent_lm import RecurrentLM
     from softgate.models.seq2seq import Seq2Seq
+    from softgate.models.transformer import Transformer
 
 
 @click.command()
@@ -34,13 +35,18 @@ def info(spec: str | None) -> None:
             click.echo(f"{name:<12}{value}")
 
 
-def _describe(spec: str, model: Bert | Gpt | RecurrentLM | Seq2Seq) -> list[tuple[str, str]]:
+def _describe(
+    spec: str, model: Bert | Gpt | RecurrentLM | Seq2Seq | Transformer
+) -> list[tuple[str, str]]:
     from softgate.models.gpt import Gpt
     from softgate.models.recurrent_lm import RecurrentLM
     from softgate.models.seq2seq import Seq2Seq
+    from softgate.models.transformer import Transformer
 
     if isinstance(model, RecurrentLM | Seq2Seq):
         return _describe_recurrent(spec, model)
+    if isinstance(model, Transformer):
+        return _describe_transformer(spec, model)
     config = model.config
     further = []
     if not isinstance(model, Gpt):
@@ -76,7 +82,25 @@ def _describe_recurrent(spec: str, model: RecurrentLM | Seq2Seq) -> list[tuple[s
     ]
 
 
-def _weight_types(model: Bert | Gpt) -> str:
+def _describe_transformer(spec: str, model: Transformer) -> list[tuple[str, str]]:
+    config = model.config
+    layers = (config.encoder_layers, config.decoder_layers)
+    heads = (config.encoder_attention_heads, config.decoder_attention_heads)
+    return [
+        ("model", spec),
+        ("family", config.model_type),
+        ("layers", "{} + {}".format(*layers)),
+        ("hidden", str(config.hidden_size)),
+        ("heads", "{} + {}".format(*heads)),
+        ("vocabulary", str(config.vocab_size)),
+        ("parameters", f"{model.num_parameters():,}"),
+        ("memory", f"{model.nbytes() / 2**20:.1f} MiB"),
+        ("dtype", _weight_types(model)),
+        ("max length", str(config.max_length)),
+    ]
+
+
+def _weight_types(model: Bert | Gpt | Transformer) -> str:
     """How weights are kept, those that take most memory first."""
     sizes: Counter[str] = Counter()
     for _, parameter in model.named_parameters():

@@ -12,13 +12,17 @@ from softgate.models.gpt import Gpt
 from softgate.models.gpt_config import FAMILIES as _GPT
 from softgate.models.recurrent_lm import RecurrentLM, RecurrentLMConfig
 from softgate.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from softgate.models.transformer import Transformer
+from softgate.models.transformer_config import FAMILIES as _TRANSFORMER
+from softgate.models.transformer_config import OWN
 
 # softgate's own families, of recurrent layers.
 _RECURRENT: dict[str, type[RecurrentLM] | type[Seq2Seq]] = {
     RecurrentLMConfig.MODEL_TYPE: RecurrentLM,
     Seq2SeqConfig.MODEL_TYPE: Seq2Seq,
 }
-_SUPPORTED = sorted([*_BERT, *_GPT, *_RECURRENT])
+_ENCODER_DECODERS = (OWN, *_TRANSFORMER)
+_SUPPORTED = sorted([*_BERT, *_GPT, *_RECURRENT, *_ENCODER_DECODERS])
 
 
 def load(
@@ -26,7 +30,7 @@ def load(
     dtype: ops.WeightType | None = None,
     *,
     device: str | None = None,
-) -> Bert | Gpt | RecurrentLM | Seq2Seq:
+) -> Bert | Gpt | RecurrentLM | Seq2Seq | Transformer:
     """Load a pretrained model.
 
     spec: a folder, a GGUF file, a Hugging Face id ("org/name"), or "package:NAME" for weights
@@ -49,6 +53,8 @@ def load(
             return Bert.from_checkpoint(checkpoint, device, dtype)
         if family in _GPT:
             return Gpt.from_checkpoint(checkpoint, dtype, device)
+        if family in _ENCODER_DECODERS:
+            return Transformer.from_checkpoint(checkpoint, dtype, device)
         if family in _RECURRENT:
             if dtype not in (None, "float32") or device not in (None, "cpu"):
                 raise ValueError(

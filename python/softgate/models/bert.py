@@ -77,6 +77,7 @@ class BertLayer(nn.Module):
             config.num_attention_heads,
             bias=config.attention_bias,
             window=(side, side) if self.kind == SLIDING else (-1, -1),
+            grouped=True,
         )
         # The embedding's norm is the first layer's too.
         has_norm = not (config.pre_norm and index == 0)
@@ -94,7 +95,8 @@ class BertLayer(nn.Module):
     def forward(
         self, x: Tensor, cu_seqlens: Any, return_weights: bool = False, **positions: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """x and the result: `[total_tokens, hidden_size]`; positions: attention's mask or rope."""
+        """x and the result: `[total_tokens, hidden_size]`; positions: attention's rope or
+        relative bias."""
         if self.pre_norm:
             y = x if self.attention_norm is None else self.attention_norm(x, in_place=False)
             x, weights = self.attention(y, cu_seqlens, return_weights, residual=x, **positions)
@@ -346,9 +348,9 @@ class Bert(nn.Module, EncoderTasks):
             x = self.embedding_projection(x)
         yield x, None
         where: dict[str, dict[str, Any]] = {}
-        if self.relative_bias is not None and cu_seqlens.longest:
-            mask = self.relative_bias(cu_seqlens.longest)
-            where = {kind: {"mask": mask} for kind in self.config.kinds}
+        if self.relative_bias is not None:
+            bias = self.relative_bias()
+            where = {kind: {"relative_bias": bias} for kind in self.config.kinds}
         for kind, rope in self.ropes.items():
             where[kind] = {"rope": rope.tables(max(cu_seqlens.longest, 1), self.device)}
         order = self.config.layer_order

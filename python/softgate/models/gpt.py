@@ -69,10 +69,11 @@ class GptLayer(nn.Module):
         the layer before left to add to it, so that the sum and the norm are one pass."""
         y = self.attention_norm(x, branch)
         if self.post_norms:
-            y = self.attention_post_norm(self.attention(y, step, cache, rope))
+            y, _ = self.attention(y, step, cache, rope)
+            y = self.attention_post_norm(y)
             y = self.feed_forward(self.feed_forward_norm(x, y))
             return x, self.feed_forward_post_norm(y)
-        y = self.attention(y, step, cache, rope, residual=x)
+        y, _ = self.attention(y, step, cache, rope, residual=x)
         z = self.feed_forward_norm(x if self.parallel_residual else y)
         return self.feed_forward(z, residual=y), None
 

@@ -16,9 +16,8 @@ from softgate import nn, ops
 from softgate._core import Tensor
 from softgate.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from softgate.checkpoint.names import check_shapes
-from softgate.generation.beam import BeamSearch, Hypothesis, search
-from softgate.generation.score import Score
-from softgate.generation.settings import replaced
+from softgate.generation import EncoderDecoder
+from softgate.generation.beam import Advance, BeamSearch
 from softgate.models.recurrent_config import CELLS, Cell, RecurrentConfig, along
 from softgate.models.sequences import Batch, PackedIds, pack_ids
 from softgate.text import Tokenizer
@@ -108,6 +107,11 @@ class Seq2SeqConfig(RecurrentConfig):
         """Of targets."""
         return self.target_vocab_size
 
+    @property
+    def decoder_start_token_id(self) -> int:
+        """The token that begins a target."""
+        return self.bos_token_id
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -148,7 +152,7 @@ class Seq2SeqOutput:
     attentions: list[FloatArray] | None
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(nn.Module, EncoderDecoder):
     """A recurrent encoder-decoder.
 
     `Seq2Seq(Seq2SeqConfig(...))` has random weights; `softgate.load` reads what `save` wrote. With
@@ -196,6 +200,7 @@ class Seq2Seq(nn.Module):
         )
         self.output = nn.Linear(config.attentional_size or width, config.target_vocab_size)
         self.source_tokenizer = self.target_tokenizer = None
+        self.beams = BeamSearch(max_new_tokens=min(128, config.max_length))
         if seed is not None:
             self.init_weights(seed, std=0.1)
 
@@ -297,76 +302,13 @@ class Seq2Seq(nn.Module):
         x = _rows(self.target_embedding, tokens)
         return self._steps(x, offsets, state, memory, offsets if cu_queries is None else cu_queries)
 
-    def generate(
-        self,
-        sources: Sequence[Sequence[int] | str],
-        beams: BeamSearch | None = None,
-        *,
-        batch_size: int = 128,
-        **settings: Any,
-    ) -> list[list[Hypothesis]]:
-        """The best targets of each source, the best first, by beam search.
+    def logits_of(self, sources: Sequence[Sequence[int]], targets: list[list[int]]) -> FloatArray:
+        logits: FloatArray = self([list(source) for source in sources], targets).logits
+        return logits
 
-        sources: texts or token ids. settings: those of `BeamSearch`, as an object, as keywords, or
-        both, where the keywords win; max_new_tokens is by default at most the model's max_length.
-        batch_size: sources computed at a time; a result does not depend on the others.
-
-        Raises ValueError for an empty source, ids outside the vocabulary, a text where there is no
-        tokenizer, and settings that make no sense; TypeError for what is no list of sources.
-        """
-        if isinstance(sources, str):
-            raise TypeError("sources is a str, expected a list of texts or of lists of token ids")
-        default = BeamSearch(max_new_tokens=min(128, self.config.max_length))
-        chosen = replaced(beams or default, settings)
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        if chosen.max_new_tokens > self.config.max_length:
-            raise ValueError(
-                f"max_new_tokens is {chosen.max_new_tokens}, expected at most "
-                f"{self.config.max_length}, the model's"
-            )
-        ids = [self._source_ids(source, i) for i, source in enumerate(sources)]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together
-        found: dict[int, list[Hypothesis]] = {}
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            results = self._search([ids[i] for i in part], chosen)
-            found |= dict(zip(part, results, strict=True))
-        return [found[i] for i in range(len(ids))]
-
-    def translate(
-        self, texts: Sequence[str], beams: BeamSearch | None = None, **settings: Any
-    ) -> list[str]:
-        """The best target of each text; settings and errors as in `generate`."""
-        if isinstance(texts, str):
-            raise TypeError("texts is a str, expected a sequence of str")
-        if self.target_tokenizer is None:
-            raise ValueError("translate needs a target_tokenizer, the model has none")
-        found = self.generate(texts, beams, **settings)
-        return [hypotheses[0].text if hypotheses else "" for hypotheses in found]
-
-    def score(self, sources: Batch, targets: Batch) -> list[Score]:
-        """How likely the model finds each target given its source.
-
-        targets: without the token that begins them; with the one that ends them, if it is to
-        count. A Score's first token is the one that begins, whose log-probability is NaN.
-
-        Raises ValueError as `forward` does.
-        """
-        bos = self.config.bos_token_id
-        given = [[bos, *map(int, target)] for target in targets]
-        logits = self([list(source) for source in sources], given).logits
-        scores, start = [], 0
-        for target in given:
-            rows = logits[start : start + len(target) - 1]
-            logprobs = np.full(len(target), np.nan, dtype=np.float32)
-            if len(rows):
-                logprobs[1:] = ops.token_logprobs(rows, np.array(target[1:], dtype=np.int32))
-            scores.append(Score(target, logprobs))
-            start += len(target)
-        return scores
-
-    def _search(self, sources: list[list[int]], settings: BeamSearch) -> list[list[Hypothesis]]:
+    def begin(
+        self, sources: Sequence[Sequence[int]], settings: BeamSearch
+    ) -> tuple[FloatArray, Advance]:
         encoded = self.encode(sources)
         state, chosen = encoded.state, np.arange(len(sources))
         memory = encoded.memory
@@ -382,30 +324,8 @@ class Seq2Seq(nn.Module):
             logits, state, _ = self.step(tokens, state.rows(parents), memory, cu_queries)
             return logits
 
-        bos = self.config.bos_token_id
-        first = advance(np.full(len(sources), bos, np.int32), chosen)
-        stop = settings.stop_tokens
-        ends = self.config.eos_token_ids if stop is None else stop
-        found = search([[bos]] * len(sources), settings, ends, first, advance)
-        return [[self._with_text(one, ends) for one in hypotheses] for hypotheses in found]
-
-    def _with_text(self, found: Hypothesis, ends: Sequence[int]) -> Hypothesis:
-        if self.target_tokenizer is None:
-            return found
-        ids = found.token_ids[:-1] if found.token_ids[-1] in ends else found.token_ids
-        text = self.target_tokenizer.decode(ids)
-        return Hypothesis(found.token_ids, found.score, found.logprob, text)
-
-    def _source_ids(self, source: Sequence[int] | str, index: int) -> list[int]:
-        if not isinstance(source, Sequence | np.ndarray):
-            raise TypeError(f"sources[{index}] is {source!r:.80}, expected str or token ids")
-        if not isinstance(source, str):
-            return list(source)
-        if self.source_tokenizer is None:
-            raise ValueError(
-                f"sources[{index}], a str, needs a source_tokenizer, the model has none"
-            )
-        return self.source_tokenizer.ids(source)
+        bos = self.config.decoder_start_token_id
+        return advance(np.full(len(sources), bos, np.int32), chosen), advance
 
     def _follow(self, target: PackedIds, encoded: Encoded) -> tuple[FloatArray, FloatArray | None]:
         """Logits, `[total_tokens, vocab]`, and the weights of each target token's attention."""

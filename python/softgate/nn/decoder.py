@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softgate import cuda, ops
-from softgate._core import Tensor
+from softgate._core import SequenceOffsets, Tensor
 from softgate.nn.layers import Linear
 from softgate.nn.module import Module, Parameter
 from softgate.ops import Offsets
@@ -20,17 +20,26 @@ IntArray = npt.NDArray[np.int32]
 
 
 class Norm(Module):
-    """Layer norm or RMS norm."""
+    """Layer norm or RMS norm, of which scale multiplies the weight."""
 
-    def __init__(self, hidden_size: int, eps: float, kind: Literal["rms", "layer"]) -> None:
+    def __init__(
+        self, hidden_size: int, eps: float, kind: Literal["rms", "layer"], scale: float = 1.0
+    ) -> None:
         self.weight = Parameter(hidden_size, init=1.0)
         self.bias = Parameter(hidden_size, init=0.0) if kind == "layer" else None
         self.eps = eps
+        self.scale = scale
+        self._scaled: tuple[Any, Any] = (None, None)
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
         """x, branch, which is first added to x in place, and the result:
         `[total_tokens, hidden_size]`."""
         weight, eps = self.weight.value, self.eps
+        if self.scale != 1:
+            if self._scaled[0] is not weight:
+                scaled = Tensor(self.weight.numpy() * np.float32(self.scale))
+                self._scaled = weight, scaled.to(weight.device, weight.dtype)
+            weight = self._scaled[1]
         sum_out = None if branch is None else x
         if self.bias is None:
             return ops.add_rms_norm(x, branch, weight, eps=eps, sum_out=sum_out)
@@ -183,11 +192,15 @@ class CachedAttention(Module):
         cache: tuple[Tensor, Tensor],
         rope: Sequence[Tensor] | None = None,
         residual: Tensor | None = None,
-    ) -> Tensor:
+        *,
+        relative_bias: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """x, residual and the result: `[total_tokens, hidden_size]`.
 
         cache: this layer's k and v, which gain the tokens. rope: cos and sin,
-        `[positions, rotary_dim / 2]`.
+        `[positions, rotary_dim / 2]`. relative_bias: as in `ops.attention`. weights: `[batch,
+        num_heads, max_tokens, max_keys]`, for which keys and values are copied.
         """
         k, v = cache
         cos, sin = (None, None) if rope is None else rope
@@ -205,16 +218,47 @@ class CachedAttention(Module):
             eps=1e-6 if self.q_norm is None else self.q_norm.eps,
             cache_rows=step.rows,
         )
-        attended = ops.cached_attention(
-            q,
-            k,
-            v,
-            step.cu_seqlens,
-            step.lengths,
-            cache_rows=step.rows,
-            scale=self.scale,
-            window=self.window,
-            softcap=self.softcap,
-        )
+        weights: Any = None
+        if return_weights:
+            k, v, cu_seqlens_k = _packed_rows(k, v, step)
+            attended, weights = ops.attention(
+                q,
+                k,
+                v,
+                step.cu_seqlens,
+                cu_seqlens_k,
+                scale=self.scale,
+                window=self.window,
+                softcap=self.softcap,
+                relative_bias=relative_bias,
+                return_weights=True,
+            )
+        else:
+            attended = ops.cached_attention(
+                q,
+                k,
+                v,
+                step.cu_seqlens,
+                step.lengths,
+                cache_rows=step.rows,
+                scale=self.scale,
+                window=self.window,
+                softcap=self.softcap,
+                relative_bias=relative_bias,
+            )
         y: Tensor = self.output(attended.reshape((len(x), self.width)), residual=residual)
-        return y
+        return y, weights
+
+
+def _packed_rows(k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor, SequenceOffsets]:
+    """The keys and values that a step's sequences have in the cache, without the gaps."""
+    lengths = step.lengths.to("cpu").numpy()
+    rows = np.arange(len(lengths)) if step.rows is None else step.rows.to("cpu").numpy()
+    packed = []
+    for cache in (k, v):
+        array = cache.to("cpu", "float32").numpy()
+        parts = [array[row, :length] for row, length in zip(rows, lengths, strict=True)]
+        together = Tensor(np.concatenate(parts))
+        packed.append(together.to(cache.device, cache.dtype))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return packed[0], packed[1], SequenceOffsets(offsets, k.device)

@@ -1,4 +1,4 @@
-"""Layers of encoders whose attention knows how far tokens are apart."""
+"""Attention that knows how far tokens are apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from softgate import ops
 from softgate._core import SequenceOffsets, Tensor
 from softgate.nn.layers import Attention
-from softgate.nn.module import FloatArray, Module, Parameter
+from softgate.nn.module import Module, Parameter
 
 
 class RotaryAttention(Attention):
@@ -55,39 +55,41 @@ class RotaryAttention(Attention):
 class RelativeBias(Module):
     """What the scores of two tokens gain by their distance (Raffel et al. 2020), for each head.
 
-    Half of the buckets are for keys before the query, half for keys after it; half of those are for
-    one distance each, the others for ranges that widen up to `reach`.
+    Half of the buckets are for keys before the query, half for keys after it, or if causal all for
+    keys before; half of those are for one distance each, the others for ranges that widen up to
+    `reach`.
     """
 
-    def __init__(self, rows: int, num_heads: int, num_buckets: int, reach: int) -> None:
+    def __init__(
+        self, rows: int, num_heads: int, num_buckets: int, reach: int, *, causal: bool = False
+    ) -> None:
         """rows: of the table, of which the first num_buckets count."""
         self.weight = Parameter(rows, num_heads)
         self.num_buckets = num_buckets
         self.reach = reach
-        self._fetched: tuple[Any, FloatArray] = (None, np.empty((0, 0), dtype=np.float32))
+        self.causal = causal
+        self._made: tuple[Any, Any] = (None, None)
 
-    def forward(self, length: int) -> Tensor:
-        """A mask for `ops.attention` of sequences up to this length:
-        float32 `[1, num_heads, length, length]`."""
-        if self._fetched[0] is not self.weight.value:  # from a device once, not in every forward
-            self._fetched = self.weight.value, self.weight.numpy()
-        distances = np.arange(1 - length, length)
-        by_distance = self._fetched[1][self.buckets(distances)].T
-        # Row i is the distances from -i on: windows over them, the last one first.
-        windows = np.lib.stride_tricks.sliding_window_view(by_distance, length, axis=1)[:, ::-1]
-        mask = np.ascontiguousarray(windows[None], dtype=np.float32)
-        return Tensor(mask).to(self.device)
+    def forward(self) -> Tensor:
+        """The `relative_bias` of `ops.attention`: float32 `[num_heads, 2 * reach + 1]`."""
+        if self._made[0] is not self.weight.value:  # once, not in every forward
+            distances = np.arange(-self.reach, self.reach + 1)
+            table = np.ascontiguousarray(self.weight.numpy()[self.buckets(distances)].T)
+            self._made = self.weight.value, Tensor(table).to(self.device)
+        made: Tensor = self._made[1]
+        return made
 
     def buckets(self, distances: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The row of the table for each distance, key minus query."""
-        half = self.num_buckets // 2
-        exact = half // 2
-        n = np.abs(distances)
+        buckets = self.num_buckets if self.causal else self.num_buckets // 2
+        exact = buckets // 2
+        n = np.maximum(-distances, 0) if self.causal else np.abs(distances)
         # In float32, as Hugging Face does: rounding decides on which side of a border it falls.
         far = np.log(np.maximum(n, 1).astype(np.float32) / np.float32(exact))
-        far = far / np.float32(math.log(self.reach / exact)) * np.float32(half - exact)
-        wide = np.minimum(exact + far.astype(np.int64), half - 1)
-        return np.where(distances > 0, half, 0) + np.where(n < exact, n, wide)
+        far = far / np.float32(math.log(self.reach / exact)) * np.float32(buckets - exact)
+        wide = np.minimum(exact + far.astype(np.int64), buckets - 1)
+        after = 0 if self.causal else np.where(distances > 0, buckets, 0)
+        return after + np.where(n < exact, n, wide)
 
 
 def _packed(rows: Tensor, cu_seqlens: SequenceOffsets) -> Tensor:

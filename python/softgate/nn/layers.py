@@ -110,22 +110,28 @@ class AddNorm(LayerNorm):
 class Attention(Module):
     """Multi-head self-attention with one product for queries, keys and values.
 
-    bias: of the products. window: as in `ops.attention`.
+    head_dim: by default hidden_size / num_heads. bias: of the products. scale, window: as in
+    `ops.attention`. grouped: of the first product's weight, see `Parameter`.
     """
 
     def __init__(
         self,
         hidden_size: int,
         num_heads: int,
+        head_dim: int | None = None,
         *,
         bias: bool = True,
+        scale: float | None = None,
         window: tuple[int, int] = (-1, -1),
+        grouped: bool = False,
     ) -> None:
         self.num_heads = num_heads
-        self.head_dim = hidden_size // num_heads
+        self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
+        self.scale = scale
         self.window = window
-        self.qkv = Linear(hidden_size, 3 * hidden_size, bias, grouped=True)
-        self.output = Linear(hidden_size, hidden_size, bias)
+        width = num_heads * self.head_dim
+        self.qkv = Linear(hidden_size, 3 * width, bias, grouped=grouped)
+        self.output = Linear(width, hidden_size, bias)
 
     def forward(
         self,
@@ -133,24 +139,25 @@ class Attention(Module):
         cu_seqlens: Offsets,
         return_weights: bool = False,
         *,
-        mask: Tensor | None = None,
+        relative_bias: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """x, residual, which is added, and the result: `[total_tokens, hidden_size]`; mask: as in
-        `ops.attention`; weights: `[batch, num_heads, max_len, max_len]`."""
-        total_tokens, hidden_size = x.shape
+        """x, residual, which is added, and the result: `[total_tokens, hidden_size]`;
+        relative_bias: as in `ops.attention`; weights: `[batch, num_heads, max_len, max_len]`."""
+        total_tokens = len(x)
         qkv = self.qkv(x).reshape((total_tokens, 3, self.num_heads, self.head_dim))
         result = ops.attention(
             qkv[:, 0],
             qkv[:, 1],
             qkv[:, 2],
             cu_seqlens,
+            scale=self.scale,
             window=self.window,
-            mask=mask,
+            relative_bias=relative_bias,
             return_weights=return_weights,
         )
         context, weights = result if return_weights else (result, None)
-        context = context.reshape((total_tokens, hidden_size))
+        context = context.reshape((total_tokens, self.num_heads * self.head_dim))
         return self.output(context, residual=residual), weights
 
 

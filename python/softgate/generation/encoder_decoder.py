@@ -1,0 +1,143 @@
+"""What encoder-decoders do with texts: translate, the best targets of each source, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from softgate import ops
+from softgate.generation.beam import Advance, BeamSearch, FloatArray, Hypothesis, search
+from softgate.generation.score import Score
+from softgate.generation.settings import replaced
+from softgate.text import Tokenizer
+
+Source = Sequence[int] | str
+
+
+class EncoderDecoder:
+    """A model that reads sources and writes targets, which `generate`s, `translate`s and `score`s.
+
+    beams: the settings of searches unless the caller has others.
+    """
+
+    config: Any  # with decoder_start_token_id, eos_token_ids and max_length
+    source_tokenizer: Tokenizer | None
+    target_tokenizer: Tokenizer | None
+    beams: BeamSearch
+
+    def begin(
+        self, sources: Sequence[Sequence[int]], settings: BeamSearch
+    ) -> tuple[FloatArray, Advance]:
+        """Read sources and the token that begins a target: what may follow, and how to go on; see
+        `softgate.generation.beam.search`."""
+        raise NotImplementedError
+
+    def logits_of(self, sources: Sequence[Sequence[int]], targets: list[list[int]]) -> FloatArray:
+        """What may follow each token of the targets, `[total_tokens, vocab]`."""
+        raise NotImplementedError
+
+    def generate(
+        self,
+        sources: Sequence[Source],
+        beams: BeamSearch | None = None,
+        *,
+        batch_size: int = 128,
+        **settings: Any,
+    ) -> list[list[Hypothesis]]:
+        """The best targets of each source, the best first, by beam search.
+
+        sources: texts or token ids. settings: those of `BeamSearch`, as an object, by default the
+        model's `beams`, as keywords, or both, where the keywords win. batch_size: sources computed
+        at a time; a result does not depend on the others.
+
+        Raises ValueError for an empty source, one that is too long, ids outside the vocabulary, a
+        text where there is no tokenizer, and settings that make no sense; TypeError for what is no
+        list of sources.
+        """
+        if isinstance(sources, str):
+            raise TypeError("sources is a str, expected a list of texts or of lists of token ids")
+        chosen = replaced(beams or self.beams, settings)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        if chosen.max_new_tokens > self.config.max_length:
+            raise ValueError(
+                f"max_new_tokens is {chosen.max_new_tokens}, expected at most "
+                f"{self.config.max_length}, the model's"
+            )
+        ids = [self._source_ids(source, i) for i, source in enumerate(sources)]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together
+        found: dict[int, list[Hypothesis]] = {}
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            results = self._search([ids[i] for i in part], chosen)
+            found |= dict(zip(part, results, strict=True))
+        return [found[i] for i in range(len(ids))]
+
+    def translate(
+        self, texts: Sequence[str], beams: BeamSearch | None = None, **settings: Any
+    ) -> list[str]:
+        """The best target of each text; settings and errors as in `generate`."""
+        if isinstance(texts, str):
+            raise TypeError("texts is a str, expected a sequence of str")
+        if self.target_tokenizer is None:
+            raise ValueError("translate needs a target_tokenizer, the model has none")
+        found = self.generate(texts, beams, **settings)
+        return [hypotheses[0].text if hypotheses else "" for hypotheses in found]
+
+    def score(self, sources: Sequence[Source], targets: Sequence[Source]) -> list[Score]:
+        """How likely the model finds each target given its source.
+
+        sources, targets: texts or token ids. Ids of targets are without the token that begins them,
+        and with the one that ends them if it is to count; texts get what the tokenizer adds. A
+        Score's first token is the one that begins, whose log-probability is NaN.
+
+        Raises ValueError and TypeError as `generate` does, and for unequal numbers of sources and
+        targets.
+        """
+        bos = self.config.decoder_start_token_id
+        read = [self._source_ids(source, i) for i, source in enumerate(sources)]
+        given = [[bos, *self._target_ids(target, i)] for i, target in enumerate(targets)]
+        logits = self.logits_of(read, given)
+        scores, start = [], 0
+        for target in given:
+            rows = logits[start : start + len(target) - 1]
+            logprobs = np.full(len(target), np.nan, dtype=np.float32)
+            if len(rows):
+                logprobs[1:] = ops.token_logprobs(rows, np.array(target[1:], dtype=np.int32))
+            scores.append(Score(target, logprobs))
+            start += len(target)
+        return scores
+
+    def _search(self, sources: list[list[int]], settings: BeamSearch) -> list[list[Hypothesis]]:
+        stop = settings.stop_tokens
+        ends = self.config.eos_token_ids if stop is None else stop
+        settings.check_vocabulary(self.config.vocab_size, ends)
+        first, advance = self.begin(sources, settings)
+        prompts = [[self.config.decoder_start_token_id]] * len(sources)
+        found = search(prompts, settings, ends, first, advance)
+        return [[self._with_text(one, ends) for one in hypotheses] for hypotheses in found]
+
+    def _with_text(self, found: Hypothesis, ends: Sequence[int]) -> Hypothesis:
+        if self.target_tokenizer is None:
+            return found
+        ids = found.token_ids[:-1] if found.token_ids[-1] in ends else found.token_ids
+        text = self.target_tokenizer.decode(ids)
+        return Hypothesis(found.token_ids, found.score, found.logprob, text)
+
+    def _source_ids(self, source: Source, index: int) -> list[int]:
+        return _ids(source, f"sources[{index}]", self.source_tokenizer, "source_tokenizer")
+
+    def _target_ids(self, target: Source, index: int) -> list[int]:
+        return _ids(target, f"targets[{index}]", self.target_tokenizer, "target_tokenizer")
+
+
+def _ids(given: Source, name: str, tokenizer: Tokenizer | None, kind: str) -> list[int]:
+    if not isinstance(given, Sequence | np.ndarray):
+        raise TypeError(f"{name} is {given!r:.80}, expected str or token ids")
+    if not isinstance(given, str):
+        return list(given)
+    if tokenizer is None:
+        raise ValueError(f"{name}, a str, needs a {kind}, the model has none")
+    return tokenizer.ids(given)
