@@ -67,6 +67,8 @@ class EncoderDecoder:
                 f"{self.config.max_length}, the model's"
             )
         ids = [self._source_ids(source, i) for i, source in enumerate(sources)]
+        if not all(ids):
+            raise ValueError(f"sources[{[len(row) for row in ids].index(0)}] has no tokens")
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together
         found: dict[int, list[Hypothesis]] = {}
         for start in range(0, len(order), batch_size):
