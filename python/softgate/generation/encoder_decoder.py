@@ -11,7 +11,7 @@ from softgate import ops
 from softgate.generation.beam import Advance, BeamSearch, FloatArray, Hypothesis, search
 from softgate.generation.score import Score
 from softgate.generation.settings import replaced
-from softgate.text import Tokenizer
+from softgate.text import MarianTokenizer, Tokenizer
 
 Source = Sequence[int] | str
 
@@ -23,8 +23,8 @@ class EncoderDecoder:
     """
 
     config: Any  # with decoder_start_token_id, eos_token_ids and max_length
-    source_tokenizer: Tokenizer | None
-    target_tokenizer: Tokenizer | None
+    source_tokenizer: Tokenizer | MarianTokenizer | None
+    target_tokenizer: Tokenizer | MarianTokenizer | None
     beams: BeamSearch
 
     def begin(
@@ -135,7 +135,9 @@ class EncoderDecoder:
         return _ids(target, f"targets[{index}]", self.target_tokenizer, "target_tokenizer")
 
 
-def _ids(given: Source, name: str, tokenizer: Tokenizer | None, kind: str) -> list[int]:
+def _ids(
+    given: Source, name: str, tokenizer: Tokenizer | MarianTokenizer | None, kind: str
+) -> list[int]:
     if not isinstance(given, Sequence | np.ndarray):
         raise TypeError(f"{name} is {given!r:.80}, expected str or token ids")
     if not isinstance(given, str):
