@@ -16,7 +16,7 @@ BART = TINY | {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2
 MARIAN = TINY | {"pad_token_id": 98, "eos_token_id": 0, "decoder_start_token_id": 98}
 T5 = {
     "vocab_size": 99, "d_model": 48, "d_kv": 8, "d_ff": 80, "num_layers": 2,
-    "num_decoder_layers": 3, "num_heads": 4, "relative_attention_num_buckets": 8,
+    "num_heads": 4, "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 12, "decoder_start_token_id": 0,
 }  # fmt: skip
 
@@ -55,7 +55,7 @@ CASES = {
     "t5_unscaled": Case("T5", T5 | {"tie_word_embeddings": False}),
     "t5_gated": Case("T5", T5 | {"feed_forward_proj": "gated-gelu"}),
     "t5_silu": Case("T5", T5 | {"feed_forward_proj": "gated-silu", "d_kv": 12}),
-    "t5_far": Case("T5", T5 | {"relative_attention_max_distance": 128, "num_decoder_layers": None}),
+    "t5_far": Case("T5", T5 | {"relative_attention_max_distance": 128, "num_decoder_layers": 3}),
 }  # fmt: skip
 
 _CLASSES = {

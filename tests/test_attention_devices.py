@@ -33,6 +33,12 @@ CASES_16_BIT = [
         for softcap in (0.0, 3.0)
     ),
     *(AttentionCase((40,), scale=scale, head_dim=32) for scale in (0.0, -0.5, 2.0)),
+    *(
+        AttentionCase(lengths, (300, 33), 4, 2, d, causal=True, reach=reach)
+        for lengths in ((40, 9), (1, 3))
+        for d in (32, 64)
+        for reach in (0, 40, 500)
+    ),
 ]
 
 

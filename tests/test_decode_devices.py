@@ -40,7 +40,7 @@ OPS = {
     SoftcapCase: "softcap",
     TokenLogprobsCase: "token_logprobs",
 }
-ALWAYS_FLOAT32 = ("cos", "sin", "random")
+ALWAYS_FLOAT32 = ("cos", "sin", "random", "relative_bias")
 GIVES_CACHES = ("k_cache", "v_cache")
 
 # The table's head sizes are small; these are those of the 16-bit kernels.
@@ -52,6 +52,7 @@ CACHED_16_BIT = [
         for window in ((-1, -1), (50, 0))
     ),
     CachedAttentionCase((1, 9, 40), (300, 33, 50), 4, 2, 32, softcap=3.0, rows=(4, 0, 2)),
+    CachedAttentionCase((1, 9, 40), (300, 33, 50), 4, 2, 64, reach=128, rows=(4, 0, 2)),
     CachedAttentionCase((1, 1), (300, 40), 16, 1, 32, rows=(1, 1), spare=0),
     CachedAttentionCase((2, 1), (1100, 600), 9, 3, 64, causal=False),
 ]

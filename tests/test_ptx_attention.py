@@ -20,6 +20,14 @@ ORDERS = ({"seed": 0}, {"seed": 1}, {"strict_warp": True})
 every_order = pytest.mark.parametrize("order", ORDERS, ids=str)
 
 
+def relative_bias(a: dict[str, Any]) -> tuple[np.ndarray | None, list[int]]:
+    """The bias, one row after the other, with the distance between rows and its reach."""
+    if a["relative_bias"] is None:
+        return None, [0, 0]
+    bias = np.ascontiguousarray(a["relative_bias"], np.float32).copy()
+    return bias, [bias.shape[1], bias.shape[1] // 2]
+
+
 class Run:
     """One call of the launcher: its kernels, one after another."""
 
@@ -42,7 +50,8 @@ class Run:
                 stride if size > 1 else 0 for stride, size in zip(strides, mask.shape, strict=True)
             ][:3]
             masks[mask.dtype != bool] = mask.copy()
-        for array in [*inputs, *lengths, *masks]:
+        bias, bias_sizes = relative_bias(a)
+        for array in [*inputs, *lengths, *masks, bias]:
             if array is not None:
                 array.flags.writeable = False
         self.out = ptx.to_bits(np.full(a["q"].shape, np.nan), dtype)
@@ -56,17 +65,18 @@ class Run:
         heads = (num_heads, num_kv_heads, num_kv_heads, num_heads)  # of q, k, v, out
         strides = [*(head_dim * count for count in heads), *[head_dim] * 4]
         strides += [num_kv_heads * head_dim] * 2 + [0, total_q, *mask_strides]  # no cache
+        strides += bias_sizes
         scale = head_dim**-0.5 if a["scale"] is None else a["scale"]
         left, right = a["window"]
         self.args = [
-            *inputs, self.out, self.lse, self.weights, *lengths, None, None, *masks,
+            *inputs, self.out, self.lse, self.weights, *lengths, None, None, *masks, bias,
             *map(np.int64, [*sizes, *strides]),
             np.float32(scale), np.float32(a["softcap"]),
             np.int64(left), np.int64(0 if a["causal"] else right),
         ]  # fmt: skip
 
         self.batch, self.max_q, self.heads, self.head_dim = batch, max_q, heads, head_dim
-        self.general = mask is not None or a["softcap"] > 0 or not scale > 0
+        self.general = mask is not None or bias is not None or a["softcap"] > 0 or not scale > 0
         group = num_heads // num_kv_heads
         if max_q * group > SPLIT_ROWS:
             self.start_tiles(total_q * group, split=False)
@@ -163,16 +173,23 @@ def test_whole_sequences(head_dim, dtype, seed):
         check(case, dtype, seed=seed, strict_warp=seed == 1)
 
 
-GENERAL = [
-    AttentionCase((40, 150), (170, 33), num_heads=2, mask=mask, softcap=softcap, head_dim=64)
-    for mask, softcap in [
-        *(("bool", 0.0), ("bias", 0.0), ("bool_empty_rows", 0.0), ("minus_inf_late", 0.0)),
-        *(("lowest_empty_rows", 0.0), (None, 3.0), ("bias", 5.0)),
+GENERAL = (
+    [
+        AttentionCase((40, 150), (170, 33), num_heads=2, mask=mask, softcap=softcap, head_dim=64)
+        for mask, softcap in [
+            *(("bool", 0.0), ("bias", 0.0), ("bool_empty_rows", 0.0), ("minus_inf_late", 0.0)),
+            *(("lowest_empty_rows", 0.0), (None, 3.0), ("bias", 5.0)),
+        ]
     ]
-] + [
-    AttentionCase((40, 50), num_heads=2, mask="bool", mask_over=over, causal=True, head_dim=32)
-    for over in ((False, False), (True, False), (False, True))
-]
+    + [
+        AttentionCase((40, 50), num_heads=2, mask="bool", mask_over=over, causal=True, head_dim=32)
+        for over in ((False, False), (True, False), (False, True))
+    ]
+    + [
+        AttentionCase((40, 150), (170, 33), 4, 2, 64, causal=True, reach=60),
+        AttentionCase((40, 1), num_heads=2, head_dim=32, mask="bool", softcap=3.0, reach=7),
+    ]
+)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -218,6 +235,7 @@ def test_few_queries(head_dim, dtype, order):
     check(case, dtype, **order)
     masked = AttentionCase((1, 1), (300, 10), mask="bool_padding", softcap=5.0, **more)
     check(masked, dtype, **order)
+    check(AttentionCase((2, 1), (300, 10), reach=100, **more), dtype, **order)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -235,6 +253,7 @@ def test_float32(head_dim, order):
         (40, 2), (70, 290), mask="bool_empty_rows", window=(300, 5), softcap=4.0, **more
     )
     check(masked, "float32", **order)
+    check(AttentionCase((40, 2), (70, 290), causal=True, reach=33, **more), "float32", **order)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -242,8 +261,9 @@ def test_float32(head_dim, order):
 @every_order
 def test_weights(dtype, mask, order):
     case = AttentionCase(
-        (9, 0, 20), (30, 4, 0), num_heads=4, num_kv_heads=2, mask=mask, causal=True, head_dim=32
-    )
+        (9, 0, 20), (30, 4, 0), num_heads=4, num_kv_heads=2, mask=mask, causal=True, head_dim=32,
+        reach=None if mask else 11,
+    )  # fmt: skip
     a = {name: rounded(value, dtype) for name, value in case.arguments().items()}
     weights = Run(dtype, a, **order).run_weights()
     expected = reference.attention(**a, return_weights=True)[1]

@@ -10,7 +10,14 @@ import pytest
 from cases import CachedAttentionCase
 from devices import naive, rounded
 from softgate import reference
-from test_ptx_attention import HEAD_DIMS, SPLIT_KEYS, SPLIT_ROWS, Run, every_order
+from test_ptx_attention import (
+    HEAD_DIMS,
+    SPLIT_KEYS,
+    SPLIT_ROWS,
+    Run,
+    every_order,
+    relative_bias,
+)
 from tolerances import assert_close, cached_attention_scale
 
 
@@ -24,7 +31,8 @@ class CachedRun(Run):
         batch = len(a["lengths_k"])
         inputs = [ptx.to_bits(a[name], dtype) for name in ("q", "k_cache", "v_cache")]
         lengths = [a["cu_seqlens_q"].copy(), None, a["lengths_k"].copy(), a["cache_rows"]]
-        for array in [*inputs, *lengths]:
+        bias, bias_sizes = relative_bias(a)
+        for array in [*inputs, *lengths, bias]:
             if array is not None:
                 array.flags.writeable = False
         self.out = ptx.to_bits(np.full(a["q"].shape, np.nan), dtype)
@@ -34,17 +42,17 @@ class CachedRun(Run):
         sizes = [batch, num_heads, num_kv_heads, head_dim, total_q, 0, max_q, capacity, min_q]
         heads = (num_heads, num_kv_heads, num_kv_heads, num_heads)  # of q, k, v, out
         strides = [*(head_dim * count for count in heads), *[head_dim] * 4]
-        strides += [capacity * num_kv_heads * head_dim] * 2 + [rows, *[0] * 4]
+        strides += [capacity * num_kv_heads * head_dim] * 2 + [rows, *[0] * 4, *bias_sizes]
         scale = head_dim**-0.5 if a["scale"] is None else a["scale"]
         left, right = a["window"]
         self.args = [
-            *inputs, self.out, None, None, *lengths, None, None,
+            *inputs, self.out, None, None, *lengths, None, None, bias,
             *map(np.int64, [*sizes, *strides]),
             np.float32(scale), np.float32(a["softcap"]),
             np.int64(left), np.int64(0 if a["causal"] else right),
         ]  # fmt: skip
         self.batch, self.max_q, self.heads, self.head_dim = batch, max_q, heads, head_dim
-        self.general = a["softcap"] > 0 or not scale > 0
+        self.general = bias is not None or a["softcap"] > 0 or not scale > 0
         group = num_heads // num_kv_heads
         if max_q * group > SPLIT_ROWS:
             self.start_tiles(total_q * group, split=False)
@@ -77,6 +85,7 @@ def test_decode(head_dim, dtype, order):
     run = check(case, dtype, **order)
     assert len(run.results) == 2  # the split, what joins it
     check(CachedAttentionCase((1, 1), (700, 10), window=(40, 0), softcap=5.0, **more), dtype)
+    check(CachedAttentionCase((1, 2), (300, 10), reach=128, **more), dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -85,6 +94,7 @@ def test_chunk_of_a_prompt(head_dim, dtype):
     more = {"num_heads": 2, "num_kv_heads": 1, "head_dim": head_dim}
     check(CachedAttentionCase((40, 1), (170, 33), rows=(2, 0), **more), dtype)
     check(CachedAttentionCase((40,), (170,), window=(50, 0), softcap=5.0, **more), dtype)
+    check(CachedAttentionCase((40,), (170,), reach=31, **more), dtype)
 
 
 @every_order
@@ -96,6 +106,7 @@ def test_float32(head_dim, order):
         "float32",
         **order,
     )
+    check(CachedAttentionCase((1, 20), (300, 40), reach=20, **more), "float32", **order)
 
 
 @pytest.mark.parametrize("dtype", ptx.ELEMENTS)

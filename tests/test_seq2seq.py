@@ -414,7 +414,7 @@ def test_translating_texts() -> None:
     (best,), _ = model.generate(["the warp", "weft"], max_new_tokens=4)
     assert best.text == texts[0]
     assert texts[0] == model.target_tokenizer.decode(best.token_ids)
-    with pytest.raises(ValueError, match=r"source_ids\[0\] has no tokens"):
+    with pytest.raises(ValueError, match=r"sources\[0\] has no tokens"):
         model.translate(["  "])
     with pytest.raises(TypeError, match="texts is a str"):
         model.translate("the warp")

@@ -32,6 +32,7 @@ void softmax(const SoftmaxArgs<float>&);
 void store_panel(const PanelArgs&);
 std::int64_t stored_panel_bytes(DType, std::int64_t depth);
 void token_logprobs(const TokenLogprobsArgs<float>&);
+void top_logprobs(const TopLogprobsArgs&);
 void unpack(const PackArgs&);
 
 static constexpr Kernels kTable = {
@@ -59,6 +60,7 @@ static constexpr Kernels kTable = {
     .store_panel = store_panel,
     .stored_panel_bytes = stored_panel_bytes,
     .token_logprobs = token_logprobs,
+    .top_logprobs = top_logprobs,
     .unpack = unpack,
     .panel_width = kPanel,
 };

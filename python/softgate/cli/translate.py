@@ -24,8 +24,6 @@ from softgate.cli.common import (
 from softgate.cli.language import exact
 from softgate.generation import BeamSearch
 
-DEFAULT = BeamSearch()
-
 
 @click.command()
 @click.argument("texts", nargs=-1)
@@ -39,18 +37,15 @@ DEFAULT = BeamSearch()
 @click.option(
     "--num-beams",
     type=int,
-    default=DEFAULT.num_beams,
-    show_default=True,
-    help="Unfinished texts that are kept; 1 takes the likeliest token each time.",
+    help="Unfinished texts that are kept; 1 takes the likeliest token each time. [default: 4, or as"
+    " the folder says]",
 )
 @click.option("--num-return", type=int, default=1, help="In JSON, as many of the best texts.")
-@click.option("--max-new-tokens", type=int, help="[default: 128, or the model's most]")
+@click.option("--max-new-tokens", type=int, help="[default: 128, or as the folder says]")
 @click.option(
     "--length-penalty",
     type=float,
-    default=DEFAULT.length_penalty,
-    show_default=True,
-    help="Above 0, favours longer texts.",
+    help="Above 0, favours longer texts. [default: 1, or as the folder says]",
 )
 @click.option(
     "--batch-size",
@@ -65,7 +60,6 @@ def translate(
     spec: str,
     source: BinaryIO | None,
     output: Path | None,
-    max_new_tokens: int | None,
     batch_size: int,
     threads: int | None,
     **settings: Any,
@@ -79,11 +73,10 @@ def translate(
     if bool(texts) == (source is not None):
         raise click.UsageError("give either TEXTS or --input")
     with failures():
-        if max_new_tokens is not None:
-            settings["max_new_tokens"] = max_new_tokens
-        BeamSearch(**settings)  # before the model is loaded: a bad setting is said at once
-        if settings["num_beams"] == 1:
-            settings["early_stopping"] = True
+        given = {name: value for name, value in settings.items() if value is not None}
+        BeamSearch(**given)  # before the model is loaded: a bad setting is said at once
+        if given.get("num_beams") == 1:
+            given["early_stopping"] = True
         lines = list(texts) if source is None else read_lines(source)
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -96,7 +89,7 @@ def translate(
                 try:
                     for start in range(0, len(lines), batch_size):
                         part = lines[start : start + batch_size]
-                        found = model.generate(part, batch_size=batch_size, **settings)
+                        found = model.generate(part, batch_size=batch_size, **given)
                         rows = [
                             _json(start + i, text, best)
                             for i, (text, best) in enumerate(zip(part, found, strict=True))

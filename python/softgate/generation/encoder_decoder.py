@@ -12,7 +12,7 @@ from softgate.attention_map import AttentionMap, mean_weights, pieces
 from softgate.generation.beam import Advance, BeamSearch, FloatArray, Hypothesis, search
 from softgate.generation.score import Score
 from softgate.generation.settings import replaced
-from softgate.text import Tokenizer
+from softgate.text import MarianTokenizer, Tokenizer
 
 Source = Sequence[int] | str
 
@@ -24,8 +24,8 @@ class EncoderDecoder:
     """
 
     config: Any  # with decoder_start_token_id, eos_token_ids and max_length
-    source_tokenizer: Tokenizer | None
-    target_tokenizer: Tokenizer | None
+    source_tokenizer: Tokenizer | MarianTokenizer | None
+    target_tokenizer: Tokenizer | MarianTokenizer | None
     beams: BeamSearch
 
     def begin(
@@ -75,6 +75,8 @@ class EncoderDecoder:
                 f"{self.config.max_length}, the model's"
             )
         ids = [self._source_ids(source, i) for i, source in enumerate(sources)]
+        if not all(ids):
+            raise ValueError(f"sources[{[len(row) for row in ids].index(0)}] has no tokens")
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together
         found: dict[int, list[Hypothesis]] = {}
         for start in range(0, len(order), batch_size):
@@ -185,7 +187,9 @@ class EncoderDecoder:
         return _ids(target, f"targets[{index}]", self.target_tokenizer, "target_tokenizer")
 
 
-def _ids(given: Source, name: str, tokenizer: Tokenizer | None, kind: str) -> list[int]:
+def _ids(
+    given: Source, name: str, tokenizer: Tokenizer | MarianTokenizer | None, kind: str
+) -> list[int]:
     if not isinstance(given, Sequence | np.ndarray):
         raise TypeError(f"{name} is {given!r:.80}, expected str or token ids")
     if not isinstance(given, str):

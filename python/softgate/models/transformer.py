@@ -26,7 +26,7 @@ from softgate.models.sequences import Batch, PackedIds, pack_ids
 from softgate.models.transformer_config import OWN, TransformerConfig
 from softgate.models.transformer_settings import read_settings, write_settings
 from softgate.models.weights import load_packed, load_weights, save_weights
-from softgate.text import Tokenizer
+from softgate.text import MarianTokenizer, Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -291,12 +291,12 @@ class Transformer(nn.Module, EncoderDecoder):
         """
         files: dict[str, Path | bytes] = {}
         tokenizers = {side: getattr(self, f"{side}_tokenizer") for side in _SIDES}
-        if tokenizers["source"] is tokenizers["target"] and tokenizers["source"] is not None:
-            files |= tokenizers["source"].to_files()
-        else:
-            for side, tokenizer in tokenizers.items():
-                if tokenizer is not None:
-                    files |= {f"{side}/{name}": data for name, data in tokenizer.to_files().items()}
+        shared = tokenizers["source"] is tokenizers["target"]
+        for side, tokenizer in tokenizers.items():
+            if tokenizer is not None:
+                own = shared or isinstance(tokenizer, MarianTokenizer)
+                folder_of = "" if own else f"{side}/"
+                files |= {folder_of + name: data for name, data in tokenizer.to_files().items()}
         files |= write_settings(self.config, self.beams)
         save_weights(self, self._sources(), self.config.to_dict(), folder, files)
 
@@ -306,10 +306,14 @@ class Transformer(nn.Module, EncoderDecoder):
 
     def _load_tokenizers(self, checkpoint: Checkpoint) -> None:
         for side in _SIDES:
-            path = checkpoint.file(f"{side}/tokenizer.json")
-            if path is not None:
-                setattr(self, f"{side}_tokenizer", Tokenizer.load(path.parent))
-        if self.source_tokenizer is None and self.target_tokenizer is None:
+            own = checkpoint.file(f"{side}/tokenizer.json")
+            marian = checkpoint.file(f"{side}.spm")
+            if own is not None:
+                setattr(self, f"{side}_tokenizer", Tokenizer.load(own.parent))
+            elif marian is not None:
+                setattr(self, f"{side}_tokenizer", MarianTokenizer.load(marian.parent, side))
+        has_own = any(checkpoint.file(f"{side}.spm") for side in _SIDES)
+        if self.source_tokenizer is self.target_tokenizer is None and not has_own:
             both = Tokenizer.from_checkpoint(checkpoint)
             self.source_tokenizer = self.target_tokenizer = both
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from softgate.text.marian import MarianTokenizer
 from softgate.text.stream import DecodeStream
 from softgate.text.tokenizer import Encoding, Spans, Tokenizer, check_texts
 
-__all__ = ["DecodeStream", "Encoding", "Spans", "Tokenizer", "check_texts"]
+__all__ = ["DecodeStream", "Encoding", "MarianTokenizer", "Spans", "Tokenizer", "check_texts"]
