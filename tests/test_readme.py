@@ -47,6 +47,15 @@ def test_shapes_that_the_readme_states(minilm):  # noqa: F811
     assert scope["output"].attentions[0].shape == (2, 12, 4, 4)
 
 
+def test_shapes_that_the_attention_example_states(minilm, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    (example,) = [code for code in EXAMPLES if "attention_map" in code]
+    scope: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["looked"].weights.shape == (9, 9)
+    assert (tmp_path / "heddle.png").exists()
+
+
 def test_what_the_encoder_example_states(minilm, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     (example,) = [code for code in EXAMPLES if "fill_mask" in code]

@@ -47,6 +47,26 @@ def byte_level() -> Tokenizer:
     return Tokenizer(library)
 
 
+def test_pieces_are_whole_characters() -> None:
+    tokenizer = byte_level()
+    ids = tokenizer.ids("글한a  \n<end>")
+    assert [tokenizer.token(index) for index in ids[:3]] != ["글", "글", "글"]
+    assert tokenizer.pieces(ids) == ["글", "글", "글", "한", "a", " ", " ", "\n", "<end>"]
+    halves = [256, tokenizer.token_id("ľ")]  # of 한, as a model may write them
+    assert tokenizer.pieces(halves) == ["한", "한"]
+    assert tokenizer.pieces([256]) == ["\ufffd"]
+    pieces = sentence_piece(decoders.ByteFallback(), decoders.Metaspace())
+    assert pieces.pieces(pieces.ids("a b한")) == [" a", " b", "한", "한", "한"]
+
+
+def test_pieces_that_are_no_text_are_the_vocabulary_s() -> None:
+    library = Library(models.WordPiece({"[UNK]": 0, "weav": 1, "##er": 2}, unk_token="[UNK]"))
+    library.decoder = decoders.WordPiece()
+    assert Tokenizer(library).pieces([1, 2, 0]) == ["weav", "##er", "[UNK]"]
+    trained = Tokenizer.train("whitespace", ["the warp"])
+    assert trained.pieces(trained.ids("the warp")) == ["the", "warp"]
+
+
 def sentence_piece(*steps: Any) -> Tokenizer:
     """Letters, byte tokens, and words that begin with a space."""
     tokens = ["<unk>", "<end>", *(f"<0x{byte:02X}>" for byte in range(256)), SPACE, *"abc"]

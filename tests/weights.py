@@ -23,6 +23,16 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 CL100K_FILE = "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"
 CL100K_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
 
+NANUM_SHA256 = "48a28e97b34fc8e5b157657633670cd1b7de126cfc414da65ce9c3d5bc8be733"
+
+
+@pytest.fixture(scope="session")
+def nanum() -> Path:
+    """A Korean font, NanumGothic (OFL), inside koreanize-matplotlib, or a skip that says why."""
+    folder = _installed("koreanize-matplotlib", "0.1.1", "koreanize_matplotlib/fonts")
+    _verify(folder / "NanumGothic.ttf", NANUM_SHA256)
+    return folder / "NanumGothic.ttf"
+
 
 @pytest.fixture(scope="session")
 def cl100k() -> Path:

@@ -1,11 +1,12 @@
 """The command line: `softgate generate`, `chat`, `score`, `translate`, `embed`, `fill-mask`,
-`classify`, `tokens` and `info`."""
+`classify`, `attention`, `tokens` and `info`."""
 
 from __future__ import annotations
 
 import click
 
 from softgate.cli import (
+    attention,
     chat,
     classify,
     embed,
@@ -34,5 +35,6 @@ main.add_command(translate.translate)
 main.add_command(embed.embed)
 main.add_command(fill_mask.fill_mask)
 main.add_command(classify.classify)
+main.add_command(attention.attention)
 main.add_command(tokens.tokens)
 main.add_command(info.info)

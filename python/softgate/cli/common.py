@@ -69,11 +69,12 @@ def load_with(method: str, spec: str, **options: Any) -> Any:
     except (TypeError, RuntimeError) as error:  # a dtype or a device that there is not
         raise ValueError(str(error)) from None
     # Encoder-decoders have methods of the same names that mean something else.
-    if hasattr(model, "translate") != (method == "translate"):
+    if method != "attention_map" and hasattr(model, "translate") != (method == "translate"):
         wanted = "an encoder-decoder" if method == "translate" else "no encoder-decoder"
         raise ValueError(f"{spec} is a {type(model).__name__}, expected {wanted}")
     if not hasattr(model, method):
-        kind = "a language model" if method == "generate" else "an encoder"
+        kinds = {"generate": "a language model", "attention_map": "a model with attention"}
+        kind = kinds.get(method, "an encoder")
         raise ValueError(f"{spec} is a {type(model).__name__}, expected {kind}")
     return model
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from softgate import ops
+from softgate.attention_map import AttentionMap, mean_weights, pieces
 from softgate.generation.beam import Advance, BeamSearch, FloatArray, Hypothesis, search
 from softgate.generation.score import Score
 from softgate.generation.settings import replaced
@@ -36,6 +37,13 @@ class EncoderDecoder:
 
     def logits_of(self, sources: Sequence[Sequence[int]], targets: list[list[int]]) -> FloatArray:
         """What may follow each token of the targets, `[total_tokens, vocab]`."""
+        raise NotImplementedError
+
+    def attention_weights(
+        self, source: list[int], target: list[int]
+    ) -> Mapping[str, Sequence[FloatArray]]:
+        """Of each kind of attention that there is each layer's weights, `[num_heads, rows,
+        columns]`: "cross", of target to source; "encoder" and "decoder", of those to themselves."""
         raise NotImplementedError
 
     def generate(
@@ -111,6 +119,50 @@ class EncoderDecoder:
             scores.append(Score(target, logprobs))
             start += len(target)
         return scores
+
+    def attention_map(
+        self,
+        source: Source,
+        target: Source | None = None,
+        *,
+        kind: str = "cross",
+        layer: int | None = None,
+        head: int | None = None,
+    ) -> AttentionMap:
+        """Where the model looked as it wrote a target, by default the best that it finds itself.
+
+        source, target: texts or token ids, as in `score`. kind: "cross", how much each token of the
+        target looked at the source's when it was to be written; of a Transformer also "encoder",
+        tokens of the source at each other, and "decoder", tokens that the target was continued
+        from, which begin with the decoder's first one. layer, head: from 0; None takes the mean of
+        all.
+
+        Raises ValueError as `score` does, for an empty target, for a kind, a layer or a head that
+        is not there.
+        """
+        read = _ids(source, "source", self.source_tokenizer, "source_tokenizer")
+        if target is None:
+            (found,) = self.generate([read])
+            target = found[0].token_ids if found else []
+        wanted = _ids(target, "target", self.target_tokenizer, "target_tokenizer")
+        if not wanted:
+            raise ValueError("target has no tokens")
+        if outside := [index for index in wanted if not 0 <= index < self.config.vocab_size]:
+            raise ValueError(
+                f"target holds {outside[0]}, expected ids below {self.config.vocab_size}"
+            )
+        given = [self.config.decoder_start_token_id, *wanted[:-1]]
+        kinds = self.attention_weights(read, given)
+        if kind not in kinds:
+            expected = f"one of {', '.join(kinds)}" if kinds else "a model with attention"
+            raise ValueError(f"kind is {kind!r}, expected {expected}")
+        layers = kinds[kind]
+        weights = mean_weights(layers, len(layers), len(layers[0]), layer, head)
+        sources = pieces(self.source_tokenizer, read)
+        rows = pieces(self.target_tokenizer, given if kind == "decoder" else wanted)
+        if kind == "encoder":
+            return AttentionMap(weights, sources, sources)
+        return AttentionMap(weights, rows, rows if kind == "decoder" else sources)
 
     def _search(self, sources: list[list[int]], settings: BeamSearch) -> list[list[Hypothesis]]:
         stop = settings.stop_tokens

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from softgate import nn, ops
 from softgate._core import SequenceOffsets, Tensor
+from softgate.attention_map import AttentionMap, mean_weights, pieces
 from softgate.checkpoint import Checkpoint, CheckpointError
 from softgate.checkpoint.bert import canonical_names, sources
 from softgate.checkpoint.names import Source
@@ -332,6 +333,35 @@ class Bert(nn.Module, EncoderTasks):
             cu_seqlens=given,
             logits=logits,
         )
+
+    def attention_map(
+        self, text: str | Sequence[int], *, layer: int | None = None, head: int | None = None
+    ) -> AttentionMap:
+        """How much each token of a text looked at each.
+
+        text: or token ids. layer, head: from 0; None takes the mean of all.
+
+        Raises ValueError for a layer or a head that is not there, a text that is empty or too long
+        and one where there is no tokenizer.
+        """
+        if isinstance(text, str):
+            text = self._require_tokenizer("attention_map").ids(text)
+        ids = list(text)
+        if not ids:
+            raise ValueError("text has no tokens")
+        batch = self._pack([ids], None, None)
+        states = self._states(
+            self._uploaded(batch), SequenceOffsets(batch.cu_seqlens, self.device), True
+        )
+        config = self.config
+        weights = mean_weights(
+            (fetched(weights)[0] for _, weights in states if weights is not None),
+            len(config.layer_order),
+            config.num_attention_heads,
+            layer,
+            head,
+        )
+        return AttentionMap(weights, tokens := pieces(self.tokenizer, ids), tokens)
 
     def _states(
         self,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,13 @@ import numpy.typing as npt
 
 from softgate import nn, ops
 from softgate._core import SequenceOffsets, Tensor
+from softgate.attention_map import AttentionMap, FloatArray, mean_weights, pieces
 from softgate.checkpoint import Checkpoint, CheckpointError
 from softgate.checkpoint.gpt import canonical_names, sources
 from softgate.checkpoint.names import Source
 from softgate.generation import LanguageModel
 from softgate.models.gpt_config import ACTIVATIONS, SLIDING, GptConfig
+from softgate.models.packing import fetched
 from softgate.models.weights import load_packed, load_weights, save_weights
 from softgate.text import Tokenizer
 
@@ -64,18 +67,20 @@ class GptLayer(nn.Module):
         step: nn.Step,
         cache: tuple[Tensor, Tensor],
         rope: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor | None]:
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x: `[total_tokens, hidden_size]`, the residual stream, which is overwritten; branch: what
-        the layer before left to add to it, so that the sum and the norm are one pass."""
+        the layer before left to add to it, so that the sum and the norm are one pass. Gives both
+        for the next layer, and on request attention's weights."""
         y = self.attention_norm(x, branch)
+        residual = None if self.post_norms else x
+        y, weights = self.attention(y, step, cache, rope, residual, return_weights=return_weights)
         if self.post_norms:
-            y, _ = self.attention(y, step, cache, rope)
             y = self.attention_post_norm(y)
             y = self.feed_forward(self.feed_forward_norm(x, y))
-            return x, self.feed_forward_post_norm(y)
-        y, _ = self.attention(y, step, cache, rope, residual=x)
+            return x, self.feed_forward_post_norm(y), weights
         z = self.feed_forward_norm(x if self.parallel_residual else y)
-        return self.feed_forward(z, residual=y), None
+        return self.feed_forward(z, residual=y), None, weights
 
 
 class Gpt(nn.Module, LanguageModel):
@@ -255,11 +260,8 @@ class Gpt(nn.Module, LanguageModel):
             inputs[2 * total + i * batch : 2 * total + (i + 1) * batch] for i in range(3)
         )
         step = nn.Step(offsets, starts, ends, rows)
-        x = self._embed(ids, positions)
-        ropes = self._rope_tables(cache)
-        branch = None
-        for i, layer in enumerate(self.layers):
-            x, branch = layer(x, branch, step, cache.layer(i), ropes.get(self.config.kinds[i]))
+        for state in self._states(ids, positions, step, cache):
+            x, branch, _ = state
         y: Tensor = self.norm(x, branch)
         is_step = total == batch and offsets.longest == 1
         if logits == "last" and not is_step:
@@ -268,6 +270,54 @@ class Gpt(nn.Module, LanguageModel):
         result = ops.linear(y, weight.value)
         cap = self.config.final_logit_softcapping
         return result if cap is None else ops.softcap(result, cap)
+
+    def attention_map(
+        self, text: str | Sequence[int], *, layer: int | None = None, head: int | None = None
+    ) -> AttentionMap:
+        """How much each token of a text looked at itself and those before it.
+
+        text: or token ids. layer, head: from 0; None takes the mean of all.
+
+        Raises ValueError for a layer or a head that is not there, a text that is empty or too long
+        and one where there is no tokenizer.
+        """
+        if isinstance(text, str):
+            if self.tokenizer is None:
+                raise ValueError("text, a str, needs a tokenizer, the model has none")
+            text = self.tokenizer.ids(text)
+        if not 1 <= len(text) <= self.max_length:
+            raise ValueError(f"text has {len(text)} tokens, expected 1 to {self.max_length}")
+        config, ids = self.config, list(text)
+        counts = len(self.layers), config.num_attention_heads
+        weights = mean_weights(self._attention_weights(ids), *counts, layer, head)
+        return AttentionMap(weights, tokens := pieces(self.tokenizer, ids), tokens)
+
+    def _attention_weights(self, text: Sequence[int]) -> Iterator[FloatArray]:
+        """Each layer's, `[num_heads, tokens, tokens]`."""
+        ids, offsets = self._packed(text, None)
+        total = len(ids)
+        cache = self._new_cache(1, 1, total)
+        start, end, row = (Tensor(np.array([i], np.int32)).to(cache.device) for i in (0, total, 0))
+        step = nn.Step(SequenceOffsets(offsets, cache.device), start, end, row)
+        both = Tensor(np.stack([ids, np.arange(total, dtype=np.int32)])).to(cache.device)
+        for _, _, weights in self._states(both[0], both[1], step, cache, return_weights=True):
+            yield fetched(weights)[0]
+
+    def _states(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        step: nn.Step,
+        cache: nn.KVCache,
+        return_weights: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor | None, Any]]:
+        """What each layer gives."""
+        x, branch = self._embed(ids, positions), None
+        ropes = self._rope_tables(cache)
+        for i, layer in enumerate(self.layers):
+            rope = ropes.get(self.config.kinds[i])
+            x, branch, weights = layer(x, branch, step, cache.layer(i), rope, return_weights)
+            yield x, branch, weights
 
     def _step_graph(self, cache: nn.KVCache, inputs: IntArray, batch: int) -> nn.StepGraph:
         """The captured step of the cache for a batch of this size."""

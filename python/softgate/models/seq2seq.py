@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -305,6 +305,14 @@ class Seq2Seq(nn.Module, EncoderDecoder):
     def logits_of(self, sources: Sequence[Sequence[int]], targets: list[list[int]]) -> FloatArray:
         logits: FloatArray = self([list(source) for source in sources], targets).logits
         return logits
+
+    def attention_weights(
+        self, source: list[int], target: list[int]
+    ) -> Mapping[str, Sequence[FloatArray]]:
+        if self.attention is None:
+            return {}
+        (weights,) = self([source], [target], output_attentions=True).attentions
+        return {"cross": [weights[None]]}
 
     def begin(
         self, sources: Sequence[Sequence[int]], settings: BeamSearch

@@ -4,7 +4,7 @@ in their config."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -369,6 +369,17 @@ class Transformer(nn.Module, EncoderDecoder):
     def logits_of(self, sources: Sequence[Sequence[int]], targets: list[list[int]]) -> FloatArray:
         logits: FloatArray = self([list(source) for source in sources], targets).logits
         return logits
+
+    def attention_weights(
+        self, source: list[int], target: list[int]
+    ) -> Mapping[str, Sequence[FloatArray]]:
+        output = self([source], [target], output_attentions=True)
+        kinds = {
+            "cross": output.cross_attentions,
+            "encoder": output.encoder_attentions,
+            "decoder": output.decoder_attentions,
+        }
+        return {kind: [weights[0] for weights in layers] for kind, layers in kinds.items()}
 
     def begin(
         self, sources: Sequence[Sequence[int]], settings: BeamSearch

@@ -43,7 +43,7 @@ class DecodeStream:
     def feed(self, ids: int | Sequence[int]) -> str:
         """The text that is now certain; an id outside the vocabulary has none."""
         text = "".join(
-            self._utf8.decode(self._bytes(index))
+            self._utf8.decode(self.bytes_of(index))
             for index in ([ids] if isinstance(ids, int) else ids)
         )
         if text and self._strips:
@@ -55,7 +55,8 @@ class DecodeStream:
         """What is left at the end: U+FFFD where a character's last bytes never came."""
         return self._utf8.decode(b"", final=True)
 
-    def _bytes(self, index: int) -> bytes:
+    def bytes_of(self, index: int) -> bytes:
+        """What a token adds to the text; nothing if it is left out."""
         token = None if index in self._skipped else self._tokenizer.id_to_token(int(index))
         if token is None:
             return b""
@@ -73,6 +74,25 @@ class DecodeStream:
                 case "Metaspace":
                     token = token.replace(step["replacement"], " ")
         return token.encode()
+
+
+def whole_characters(parts: Sequence[bytes]) -> list[str]:
+    """Parts of a UTF-8 text, each with all of the characters of which it holds a byte."""
+    text, found, end = b"".join(parts), [], 0
+    for part in parts:
+        start, end = end, end + len(part)
+        first, last = start, end
+        while part and first and _goes_on(text[first]):
+            first -= 1
+        while part and last < len(text) and _goes_on(text[last]):
+            last += 1
+        found.append(text[first:last].decode(errors="replace"))
+    return found
+
+
+def _goes_on(byte: int) -> bool:
+    """Is this no character's first byte?"""
+    return byte & 0xC0 == 0x80
 
 
 def _strips_space(step: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from softgate.text import tiktoken
 from softgate.text.errors import library_errors
 from softgate.text.gguf import build_tokenizer, special_token_ids
 from softgate.text.hugging_face import auto_tokenizer
-from softgate.text.stream import DecodeStream
+from softgate.text.stream import DecodeStream, whole_characters
 from softgate.text.template import render
 from softgate.text.training import SPECIAL_TOKENS as TRAINED_TOKENS
 from softgate.text.training import Kind, train_tokenizer
@@ -353,6 +353,20 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; an id outside the vocabulary has none."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as people read it: the characters that it holds or has a part of.
+
+        Special tokens are their names. Where tokens are no part of the text as it stands
+        (WordPiece), they are what the vocabulary calls them.
+        """
+        try:
+            stream = self.decode_stream(skip_special_tokens=False, continues=True)
+        except ValueError:
+            stream = None
+        if stream is None or self._tokenizer.decoder is None:
+            return [self.token(index) for index in ids]
+        return whole_characters([stream.bytes_of(index) for index in ids])
 
     def decode_stream(
         self, *, skip_special_tokens: bool = True, continues: bool = False
