@@ -1210,3 +1210,55 @@ TOKEN_LOGPROBS = [
     *(TokenLogprobsCase(7, 70, size=size) for size in (0.0, 100.0, 1e4, HUGE, TINY)),
     *(TokenLogprobsCase(7, 70, mean=mean) for mean in (1e4, -1e4)),
 ]
+
+
+@dataclass(frozen=True)
+class TopLogprobsCase(Case):
+    rows: int
+    vocab: int
+    count: int
+    banned: tuple[int, ...] = ()  # how many ids of each row
+    layout: str = "contiguous"
+    steps: int = 0  # that many different logits only, so that many are equal
+    minus_inf: bool = False
+    size: float = 1.0
+
+    def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
+        random = self.random()
+        logits = random.standard_normal((self.rows, self.vocab)) * self.size
+        if self.steps:
+            logits = random.integers(0, self.steps, logits.shape).astype(np.float64)
+        if self.minus_inf:
+            logits[random.random(logits.shape) < 0.7] = -np.inf
+            logits[:, 0] = 0.5
+        counts = self.banned or (0,) * self.rows
+        parts = [random.permutation(self.vocab)[:n] for n in counts]
+        likely = [np.argsort(-row)[: n // 2] for row, n in zip(logits, counts, strict=True)]
+        parts = [
+            np.concatenate([part[len(some) :], some])
+            for part, some in zip(parts, likely, strict=True)
+        ]
+        return {
+            "logits": place(logits.astype(dtype), self.layout),
+            "count": self.count,
+            "banned": np.concatenate([np.empty(0), *parts]).astype(np.int32),
+            "cu_banned": offsets(tuple(counts)),
+        }
+
+
+TOP_LOGPROBS = [
+    *(TopLogprobsCase(3, n, min(n, 8)) for n in (*LENGTHS, 127, 128, 129, 300)),
+    *(TopLogprobsCase(2, 300, count) for count in (1, 2, 17, 299, 300)),
+    *(TopLogprobsCase(rows, 40, 4) for rows in (0, 1, 100)),
+    TopLogprobsCase(3, 50257, 12),
+    *(TopLogprobsCase(4, 500, 10, steps=steps) for steps in (1, 2, 30)),
+    *(
+        TopLogprobsCase(5, 400, 9, banned, steps=s)
+        for s in (0, 5)
+        for banned in ((3, 0, 9, 40, 1),)
+    ),
+    TopLogprobsCase(2, 9, 9, (9, 5)),
+    TopLogprobsCase(6, 200, 90, minus_inf=True),
+    *(TopLogprobsCase(3, 70, 5, layout=layout) for layout in LAYOUTS),
+    *(TopLogprobsCase(3, 70, 5, size=size) for size in (100.0, 1e4, HUGE, TINY)),
+]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from language import Model, random_logits
 from softgate.generation import BeamSearch, Hypothesis
-from softgate.generation.beam import largest, log_softmax, search
+from softgate.generation.beam import largest, search
 from softgate.generation.beam_cache import branch
 from softgate.models.gpt import Gpt
 from softgate.models.recurrent_lm import RecurrentCache
@@ -187,12 +187,6 @@ def test_largest(count: int) -> None:
     found, places = largest(values, count)
     np.testing.assert_array_equal(found, -np.sort(-values, axis=1)[:, :count])
     np.testing.assert_array_equal(np.take_along_axis(values, places, axis=1), found)
-
-
-def test_log_softmax() -> None:
-    logits = np.array([[1000, 999, -np.inf], [0, 0, 0]], np.float32)
-    expected = [[-0.3132617, -1.3132617, -np.inf], [-np.log(3)] * 3]
-    np.testing.assert_allclose(log_softmax(logits), expected, rtol=1e-5)
 
 
 def test_everything_may_be_forbidden() -> None:

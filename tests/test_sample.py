@@ -10,10 +10,12 @@ from cases import (
     SAMPLE,
     SOFTCAP,
     TOKEN_LOGPROBS,
+    TOP_LOGPROBS,
     PenalizeCase,
     SampleCase,
     SoftcapCase,
     TokenLogprobsCase,
+    TopLogprobsCase,
 )
 from layouts import SPOILED, Guarded, place, read_only
 from softgate import ops, reference
@@ -389,3 +391,56 @@ def test_ids_may_be_views():
     a = TokenLogprobsCase(5, 70).arguments()
     moved = a | {"ids": place(a["ids"], "misaligned")}
     assert_same_bits(ops.token_logprobs(**moved), ops.token_logprobs(**a))
+
+
+@pytest.mark.parametrize("case", TOP_LOGPROBS, ids=str)
+def test_top_logprobs_match_reference(case):
+    a = case.arguments()
+    expected, expected_ids = reference.top_logprobs(**a)
+    logprobs, ids = ops.top_logprobs(**a)
+    np.testing.assert_array_equal(ids, expected_ids)
+    finite = expected > -np.inf
+    np.testing.assert_array_equal(logprobs > -np.inf, finite)
+    scale = np.array([logprobs_scale(a["logits"], column) for column in expected_ids.T]).T
+    actual, expected = np.where(finite, logprobs, 0), np.where(finite, expected, 0)
+    assert_close(actual, expected, scale=scale.reshape(ids.shape), terms=case.vocab)
+
+
+@pytest.mark.parametrize("case", TOP_LOGPROBS[::4], ids=str)
+def test_top_logprobs_same_bits_on_any_thread_count(case, thread_counts):
+    a = case.arguments()
+    first, *others = [ops.top_logprobs(**a) for _ in thread_counts]
+    for other in others:
+        for one, another in zip(first, other, strict=True):
+            assert_same_bits(one, another)
+
+
+def test_top_logprobs_of_spoiled_rows():
+    a = TopLogprobsCase(4, 200, 3).arguments()
+    a["logits"][0, 3], a["logits"][1, 150], a["logits"][2] = np.nan, np.inf, -np.inf
+    logprobs, _ = ops.top_logprobs(**a)
+    assert np.isnan(logprobs[:3]).all()
+    assert np.isfinite(logprobs[3]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"count": 0}, ValueError, "count is 0, expected 1 to the 4 columns"),
+        ({"count": 5}, ValueError, "count is 5, expected 1 to the 4 columns"),
+        ({"banned": np.array([4], np.int32)}, ValueError, r"banned\[0\] is 4, expected 0 <= id"),
+        ({"banned": np.zeros(1, np.int64)}, TypeError, "banned"),
+        ({"cu_banned": np.array([0, 1], np.int32)}, ValueError, "cu_banned has 2 offsets"),
+        ({"cu_banned": np.array([0, 2, 1], np.int32)}, ValueError, "cu_banned"),
+        ({"logits": np.zeros((2, 4))}, TypeError, "logits"),
+        ({"logits": np.zeros(4, np.float32)}, ValueError, "logits"),
+    ],
+    ids=str,
+)
+def test_top_logprobs_bad_argument(change, error, message):
+    a = {
+        "logits": np.ones((2, 4), np.float32), "count": 2, "banned": np.zeros(1, np.int32),
+        "cu_banned": np.array([0, 1, 1], np.int32),
+    }  # fmt: skip
+    with pytest.raises(error, match=rf"^top_logprobs: {message}"):
+        ops.top_logprobs(**(a | change))

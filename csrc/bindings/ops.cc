@@ -304,6 +304,18 @@ py::object token_logprobs(py::handle logits, py::handle ids) {
   return to_result(std::move(result), logits, py::none());
 }
 
+py::tuple top_logprobs(py::handle logits, std::int64_t count, py::handle banned,
+                       py::handle cu_banned) {
+  const char* op = "top_logprobs";
+  const Tensor logits_ = to_tensor({op, "logits"}, logits);
+  const Tensor banned_ = to_tensor({op, "banned", "int32"}, banned);
+  const Tensor cu_banned_ = to_tensor({op, "cu_banned", "int32"}, cu_banned);
+  TopLogprobs result =
+      without_gil([&] { return softgate::top_logprobs(logits_, count, banned_, cu_banned_); });
+  return py::make_tuple(to_result(std::move(result.logprobs), logits, py::none()),
+                        to_result(std::move(result.ids), logits, py::none()));
+}
+
 const RecurrentWeight& to_recurrent_weight(const char* op, py::handle object) {
   py::detail::make_caster<RecurrentWeight> caster;
   if (!caster.load(object, false) || object.is_none()) {
@@ -457,6 +469,8 @@ void register_ops(py::module_& m) {
         arg("cu_seqlens"), arg("sources"), arg("v"));
   m.def("softcap", &softcap, arg("logits"), arg("cap"));
   m.def("token_logprobs", &token_logprobs, arg("logits"), arg("ids"));
+  m.def("top_logprobs", &top_logprobs, arg("logits"), arg("count"), arg("banned"),
+        arg("cu_banned"));
 }
 
 }  // namespace softgate::bindings

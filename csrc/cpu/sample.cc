@@ -12,6 +12,7 @@ void sample(const SampleArgs<float>& args);
 void penalize(const PenalizeArgs<float>& args);
 void softcap(const SoftcapArgs<float>& args);
 void token_logprobs(const TokenLogprobsArgs<float>& args);
+void top_logprobs(const TopLogprobsArgs& args);
 
 namespace {
 
@@ -253,6 +254,56 @@ float row_max(const float* x, std::int64_t n) {
   return hmax(max(max(acc.a, acc.b), max(acc.c, acc.d)));
 }
 
+// Sum of the exponentials relative to the largest.
+float sum_of_exponentials(const float* x, std::int64_t n, float largest) {
+  return sum(accumulate(n, zero(), [=](vf& acc, std::int64_t i, auto lanes) {
+    const vf e = exp_nonpositive(sub(load(x + i, lanes), set1(largest)));
+    acc = add(acc, keep(e, zero(), lanes));
+  }));
+}
+
+// The largest logits of one row so far, in order. Ids come in theirs, so that of equals the lowest
+// is found first and stays in front.
+class Top {
+ public:
+  Top(const TopLogprobsArgs& args, std::int64_t row)
+      : logits_(args.logprobs + row * args.count),
+        ids_(args.ids + row * args.count),
+        count_(args.count),
+        banned_(args.banned + args.cu_banned[row]),
+        end_(args.banned + args.cu_banned[row + 1]) {
+    for (std::int64_t i = 0; i < count_; ++i) {
+      logits_[i] = -kInf;
+      ids_[i] = 0;
+    }
+  }
+
+  // A logit must be larger to be kept.
+  float least() const { return logits_[count_ - 1]; }
+
+  void offer(float logit, std::int32_t id) {
+    for (const std::int32_t* banned = banned_; banned != end_; ++banned)
+      if (*banned == id) return;
+    std::int64_t place = count_ - 1;
+    for (; place > 0 && logits_[place - 1] < logit; --place) {
+      logits_[place] = logits_[place - 1];
+      ids_[place] = ids_[place - 1];
+    }
+    logits_[place] = logit;
+    ids_[place] = id;
+  }
+
+  void to_logprobs(float largest, float log_total) {
+    for (std::int64_t i = 0; i < count_; ++i) logits_[i] = (logits_[i] - largest) - log_total;
+  }
+
+ private:
+  float* logits_;
+  std::int32_t* ids_;
+  std::int64_t count_;
+  const std::int32_t *banned_, *end_;
+};
+
 }  // namespace
 
 void sample(const SampleArgs<float>& args) {
@@ -298,11 +349,28 @@ void token_logprobs(const TokenLogprobsArgs<float>& args) {
     for (std::int64_t row = begin; row < end; ++row) {
       const float* x = args.logits + row * args.stride;
       const float largest = row_max(x, n);
-      const float total = sum(accumulate(n, zero(), [=](vf& acc, std::int64_t i, auto lanes) {
-        const vf e = exp_nonpositive(sub(load(x + i, lanes), set1(largest)));
-        acc = add(acc, keep(e, zero(), lanes));
-      }));
+      const float total = sum_of_exponentials(x, n, largest);
       args.out[row] = (x[args.ids[row]] - largest) - __builtin_logf(total);
+    }
+  });
+}
+
+void top_logprobs(const TopLogprobsArgs& args) {
+  const std::int64_t n = args.vocab;
+  for_each_row_range(args.rows, 2 * kFloat * n, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const float* x = args.logits + row * args.stride;
+      Top top(args, row);
+      float largest = -kInf;
+      for (std::int64_t first = 0; first < n; first += kBlock) {
+        const std::int64_t count = min_int(kBlock, n - first);
+        const float here = row_max(x + first, count);
+        if (here > largest) largest = here;
+        if (here <= top.least()) continue;
+        for (std::int64_t i = first; i < first + count; ++i)
+          if (x[i] > top.least()) top.offer(x[i], static_cast<std::int32_t>(i));
+      }
+      top.to_logprobs(largest, __builtin_logf(sum_of_exponentials(x, n, largest)));
     }
   });
 }

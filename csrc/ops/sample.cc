@@ -23,12 +23,12 @@ DType check_logits(const char* op, const Tensor& logits) {
   return dtype;
 }
 
-void check_ids(const char* op, const Tensor& ids, std::int64_t vocab) {
+void check_ids(const char* op, const Tensor& ids, std::int64_t vocab, const char* name = "ids") {
   if (ids.device().kind != DeviceKind::cpu) return;
   const auto* id = ids.data<std::int32_t>();
   for (std::int64_t i = 0; i < ids.numel(); ++i) {
     if (id[i] < 0 || id[i] >= vocab) [[unlikely]]
-      check(false, op, ": ids[", i, "] is ", id[i], ", expected 0 <= id < ", vocab);
+      check(false, op, ": ", name, "[", i, "] is ", id[i], ", expected 0 <= id < ", vocab);
   }
 }
 
@@ -150,6 +150,36 @@ Tensor token_logprobs(const Tensor& logits, const Tensor& ids) {
         .stride = logits.stride(0),
     };
     run_kernel<T>(device, args, &cpu::Kernels::token_logprobs, &cuda::Kernels<T>::token_logprobs);
+  });
+  return result;
+}
+
+TopLogprobs top_logprobs(const Tensor& logits, std::int64_t count, const Tensor& banned,
+                         const Tensor& cu_banned) {
+  const char* op = "top_logprobs";
+  const std::int64_t rows = logits.dim() == 2 ? logits.size(0) : 0;
+  check_tensor(op, "logits", logits, DType::float32, {-1, -1}, Device{});
+  check_logits(op, logits);
+  const std::int64_t vocab = logits.size(1);
+  check(count >= 1 && count <= vocab, op, ": count is ", count, ", expected 1 to the ", vocab,
+        " columns of logits");
+  check_tensor(op, "banned", banned, DType::int32, {-1}, Device{});
+  check_cu_seqlens(op, "cu_banned", cu_banned, banned.size(0), Device{});
+  check(cu_banned.size(0) == rows + 1, op, ": cu_banned has ", cu_banned.size(0),
+        " offsets, expected ", rows + 1, " for ", rows, " rows of logits");
+  check_ids(op, banned, vocab, "banned");
+  TopLogprobs result{Tensor::empty({rows, count}), Tensor::empty({rows, count}, DType::int32)};
+  if (rows == 0) return result;
+  cpu::kernels().top_logprobs({
+      .logits = logits.data<float>(),
+      .banned = banned.data<std::int32_t>(),
+      .cu_banned = cu_banned.data<std::int32_t>(),
+      .logprobs = result.logprobs.data<float>(),
+      .ids = result.ids.data<std::int32_t>(),
+      .rows = rows,
+      .vocab = vocab,
+      .count = count,
+      .stride = logits.stride(0),
   });
   return result;
 }

@@ -19,6 +19,11 @@
 //
 // token_logprobs: out = logits[ids] - log(sum of exp(logits)).
 //
+// top_logprobs: of each row the `count` likeliest ids but for the banned ones, the likeliest first,
+// the lowest of equals first, and their log-probabilities, in which the banned ones still count. A
+// row with fewer ids ends with id 0 at -inf; one with a NaN, +inf or nothing above -inf has NaN. On
+// the CPU only: what searches over its results is there.
+//
 // Logits have any floating dtype on a device other than the CPU, random numbers and
 // log-probabilities are float32. Ids are checked before anything is read: on the CPU a wrong one is
 // an error, elsewhere it is passed over by penalize and gets NaN from token_logprobs.
@@ -66,6 +71,15 @@ struct TokenLogprobsArgs {
   std::int64_t stride;
 };
 
+struct TopLogprobsArgs {
+  const float* logits;
+  const std::int32_t *banned, *cu_banned;  // of row r: banned[cu_banned[r]] to cu_banned[r + 1]
+  float* logprobs;                         // [rows, count]
+  std::int32_t* ids;                       // [rows, count]
+  std::int64_t rows, vocab, count;
+  std::int64_t stride;
+};
+
 struct Sampling {
   double temperature = 1;
   std::int64_t top_k = 0;
@@ -80,5 +94,12 @@ void penalize(const Tensor& logits, const Tensor& ids, const Tensor& cu_ids, dou
 void softcap(const Tensor& logits, double cap);
 
 Tensor token_logprobs(const Tensor& logits, const Tensor& ids);
+
+struct TopLogprobs {
+  Tensor logprobs, ids;
+};
+
+TopLogprobs top_logprobs(const Tensor& logits, std::int64_t count, const Tensor& banned,
+                         const Tensor& cu_banned);
 
 }  // namespace softgate

@@ -562,3 +562,19 @@ def token_logprobs(logits: SameArray, ids: Array) -> SameArray:
     Raises ValueError for an id outside the vocabulary; on a device it gives NaN.
     """
     return _core.token_logprobs(logits, ids)
+
+
+def top_logprobs(
+    logits: SameArray, count: int, banned: Array, cu_banned: Array
+) -> tuple[SameArray, SameArray]:
+    """The `count` likeliest tokens of each row: log-probabilities, float32 `[rows, count]`, the
+    largest first, and ids, int32 `[rows, count]`, the lowest of equals first.
+
+    logits: float32 `[rows, vocab]`, on the CPU. banned: int32, the ids that row r may not have,
+    `banned[cu_banned[r]:cu_banned[r + 1]]`; cu_banned: int32 `[rows + 1]`. They still count in the
+    sum of the probabilities. Where a row has no more tokens above -inf, ids are 0 and
+    log-probabilities -inf. A row with a NaN or +inf, or with nothing above -inf, has NaN.
+
+    Raises ValueError for an id outside the vocabulary and a count below 1 or above it.
+    """
+    return _core.top_logprobs(logits, count, banned, cu_banned)

@@ -695,3 +695,19 @@ def token_logprobs(logits: ArrayLike, ids: ArrayLike) -> Float64:
     """The logarithm of each row's softmax at its id: `[rows]`. logits: `[rows, vocab]`."""
     x = _float64(logits)
     return _float64(x[np.arange(len(x)), np.asarray(ids)] - log_sum_exp(x))
+
+
+def top_logprobs(
+    logits: ArrayLike, count: int, banned: ArrayLike, cu_banned: ArrayLike
+) -> tuple[Float64, Any]:
+    """The `count` largest logarithms of each row's softmax and their ids, without those banned.
+
+    logits: `[rows, vocab]`; cu_banned: `[rows + 1]`; results: `[rows, count]`, the largest first.
+    """
+    x = _float64(logits)
+    allowed, starts = x.copy(), np.asarray(cu_banned)
+    for row in range(len(x)):
+        allowed[row, np.asarray(banned)[starts[row] : starts[row + 1]]] = -np.inf
+    ids = np.argsort(-allowed, axis=1, kind="stable")[:, :count]
+    found = np.take_along_axis(allowed, ids, axis=1) - log_sum_exp(x)[:, None]
+    return _float64(found), np.where(found == -np.inf, 0, ids)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from softgate import ops
 from softgate.generation.settings import check_int, check_number
 
 FloatArray = npt.NDArray[np.float32]
@@ -143,21 +144,21 @@ class _Search:
         self.tokens: IntArray = np.empty((len(prompts), 1, 0), np.int32)
         self.finished: list[list[Hypothesis]] = [[] for _ in prompts]
 
-    def extend(self, logprobs: FloatArray) -> tuple[IntArray, IntArray]:
+    def extend(self, logits: FloatArray) -> tuple[IntArray, IntArray]:
         """Replace the texts by their best continuations.
 
-        logprobs: of what may follow each, `[n * beams, vocab]`, which is overwritten. Gives the
-        last tokens of the texts that go on, and the rows of `logprobs` that they continue.
+        logits: of what may follow each, `[n * beams, vocab]`. Gives the last tokens of the texts
+        that go on, and the rows of `logits` that they continue.
         """
         settings = self.settings
         n, beams = self.scores.shape
-        vocab = logprobs.shape[1]
-        self._forbid(logprobs)
-        total = logprobs.reshape(n, beams, vocab) + self.scores[:, :, None]
         # As many as leave num_beams unfinished ones whatever ends.
         count = max(2, 1 + len(self.stop_tokens)) * settings.num_beams
+        logprobs, ids = self._likeliest(logits, min(count, logits.shape[1]))
+        total = logprobs.reshape(n, beams, -1) + self.scores[:, :, None]
         scores, chosen = largest(total.reshape(n, -1), count)
-        parents, tokens = np.divmod(chosen, vocab)
+        parents = chosen // ids.shape[1]
+        tokens = np.take_along_axis(ids.reshape(n, -1), chosen, axis=1)
         is_end = np.isin(tokens, self.stop_tokens)
         if self.tokens.shape[2] + 1 == settings.max_new_tokens:
             is_end[:] = True
@@ -169,7 +170,7 @@ class _Search:
         )
         rows = parents + beams * np.arange(n)[:, None]
         before = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
-        texts = np.concatenate([before, tokens[:, :, None].astype(np.int32)], axis=2)
+        texts = np.concatenate([before, tokens[:, :, None]], axis=2)
         kept = [i for i in range(n) if not self._is_done(i, float(scores[i, 0]), texts.shape[2])]
         self.places, self.scores, self.tokens = self.places[kept], scores[kept], texts[kept]
         return self.tokens[:, :, -1].ravel(), rows[kept].ravel().astype(np.int32)
@@ -201,23 +202,26 @@ class _Search:
             length = settings.max_new_tokens
         return bool(best_logprob / length**settings.length_penalty <= found[-1].score)
 
-    def _forbid(self, logprobs: FloatArray) -> None:
-        """Set to -inf what may not follow."""
+    def _likeliest(self, logits: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
+        """The likeliest tokens of those that may follow each text: log-probabilities and ids,
+        `[n * beams, count]`, or of a token that must follow `[n * beams, 1]`."""
         settings, length = self.settings, self.tokens.shape[2]
         forced = settings.first_token if length == 0 else None
         if length == settings.max_new_tokens - 1 and settings.last_token is not None:
             forced = settings.last_token
         if forced is not None:
-            logprobs[:] = -np.inf
-            logprobs[:, forced] = 0
-            return
+            shape = (len(logits), 1)
+            return np.zeros(shape, np.float32), np.full(shape, forced, np.int32)
+        banned = [[] if length >= settings.min_new_tokens else self.stop_tokens] * len(logits)
         if settings.no_repeat_ngram or settings.banned:
             beams = self.scores.shape[1]
-            for row, text in enumerate(self.tokens.reshape(len(logprobs), length).tolist()):
+            for row, text in enumerate(self.tokens.reshape(len(logits), length).tolist()):
                 prompt = self.prompts[self.places[row // beams]]
-                logprobs[row, self._completing(prompt + text)] = -np.inf
-        if length < settings.min_new_tokens:
-            logprobs[:, self.stop_tokens] = -np.inf
+                banned[row] = [*banned[row], *self._completing(prompt + text)]
+        ids = np.array([token for row in banned for token in row], dtype=np.int32)
+        cu_banned = np.cumsum([0, *map(len, banned)], dtype=np.int32)
+        logprobs, found = ops.top_logprobs(logits, count, ids, cu_banned)
+        return logprobs, np.asarray(found, np.int32)
 
     def _completing(self, tokens: list[int]) -> list[int]:
         """Tokens that would complete an n-gram that came before, or a banned sequence."""
@@ -253,17 +257,10 @@ def search(
     state = _Search(prompts, settings, stop_tokens)
     logits = first
     while len(state.places):
-        tokens, parents = state.extend(log_softmax(logits))
+        tokens, parents = state.extend(logits)
         if len(tokens):
             logits = advance(tokens, parents)
     return [found[: settings.num_return] for found in state.finished]
-
-
-def log_softmax(logits: FloatArray) -> FloatArray:
-    """Natural logarithms of the probabilities, row by row."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    logprobs: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return logprobs
 
 
 def largest(values: FloatArray, count: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
