@@ -161,6 +161,7 @@ class Seq2Seq(nn.Module, EncoderDecoder):
 
     source_tokenizer: Tokenizer | None
     target_tokenizer: Tokenizer | None
+    batch_size = 512  # its steps are short: of fewer sources they are mostly Python
 
     def __init__(self, config: Seq2SeqConfig, *, seed: int | None = 0) -> None:
         """seed: of the random weights; None leaves the weights to `load_state_dict`."""
