@@ -11,7 +11,10 @@ import pytest
 import softgate
 from language import Model, random_logits
 from softgate.cli import main
+from softgate.generation import BeamSearch
 from softgate.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from softgate.models.transformer import Transformer
+from softgate.models.transformer_config import TransformerConfig
 from softgate.text import Tokenizer
 
 WORDS = "the warp and weft of cloth"
@@ -119,3 +122,19 @@ def test_other_models_and_commands(folder: Path, monkeypatch: pytest.MonkeyPatch
     result = run("translate", "--model", "x", "a")
     assert result.exit_code == 2
     assert "x is a Model, expected an encoder-decoder" in result.stderr
+
+
+def test_a_transformer_searches_as_its_folder_says(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train("whitespace", [WORDS])
+    sizes = {"hidden_size": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    model = Transformer(TransformerConfig(vocab_size=tokenizer.vocab_size, **sizes), seed=None)
+    model.init_weights(seed=2, std=0.5)
+    model.source_tokenizer = model.target_tokenizer = tokenizer
+    model.beams = BeamSearch(num_beams=3, max_new_tokens=4, no_repeat_ngram=1)
+    model.save(tmp_path)
+    result = run("translate", "--model", tmp_path, "the warp", "cloth")
+    assert result.stdout.splitlines() == model.translate(["the warp", "cloth"])
+    longer = model.translate(["cloth"], max_new_tokens=6, num_beams=2)
+    result = run("translate", "--model", tmp_path, "--max-new-tokens", 6, "--num-beams", 2, "cloth")
+    assert result.stdout.splitlines() == longer
+    assert "softgate_transformer" in run("info", "--model", tmp_path).stdout

@@ -90,8 +90,8 @@ class MarianTokenizer:
         return self._pieces.get(index, _UNKNOWN)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each token as people read it, with the space that it begins with."""
-        return [self.token(int(index)).replace(_SPACE, " ") for index in ids]
+        """What each id shows of a text."""
+        return [self.token(index).replace(_SPACE, " ") for index in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
