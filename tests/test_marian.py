@@ -78,6 +78,7 @@ def test_equals_transformers(folder: Path) -> None:
         ids = target.ids(text)
         assert target.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == text
         assert [target.token(i) for i in ids] == target.tokens(text)
+        assert "".join(target.pieces(ids[:-1])).strip() == text
 
 
 def test_a_model_translates_texts_and_keeps_its_tokenizers(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softgate._files import atomic_write
-from softgate.text import Tokenizer
+from softgate.text import MarianTokenizer, Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -98,7 +98,7 @@ def mean_weights(
     return mean
 
 
-def pieces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> list[str]:
+def pieces(tokenizer: Tokenizer | MarianTokenizer | None, ids: Sequence[int]) -> list[str]:
     """Names for tokens, their ids when there is no tokenizer."""
     return [str(index) for index in ids] if tokenizer is None else tokenizer.pieces(ids)
 

@@ -89,6 +89,10 @@ class MarianTokenizer:
         """An id's piece; "<unk>" where there is none."""
         return self._pieces.get(index, _UNKNOWN)
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each id shows of a text."""
+        return [self.token(index).replace(_SPACE, " ") for index in ids]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
         pieces = [self.token(int(index)) for index in ids]
