@@ -279,6 +279,63 @@ def test_to_and_back(device, dtype):
     assert np.isfinite(model(texts()[0]).last_hidden_state).all()
 
 
+@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("stored", ["int8", "int4"])
+def test_quantised_weights(device, stored, dtype):
+    """Integers, scaled by row and by group, stay as they are. What differs are activations that
+    round to others, of which there are more in 16 bits."""
+    model = Bert(CONFIG, dtype=stored, seed=None)
+    model.init_weights(seed=3, std=0.2)
+    ids, _ = texts()
+    expected, state = model(ids).last_hidden_state, model.state_dict()
+    grouped = {array.ndim == 2 for name, array in state.items() if name.endswith(".scales")}
+    assert grouped == ({True, False} if stored == "int8" else {True})
+    model.to(device, dtype)
+    kept = {(p.value.device, p.value.dtype) for _, p in model.named_parameters()}
+    assert kept == {(device, stored), (device, dtype or "float32")}
+    output = model(ids)
+    error = np.abs(output.last_hidden_state - expected).max()
+    assert error < (0.02 if dtype is None else 0.06) * np.abs(expected).max()
+    for name, array in model.state_dict().items():
+        if array.dtype.kind in "iu":
+            assert_same_bits(array, state[name])
+    if dtype is None:
+        assert_same_bits(model.to("cpu")(ids).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_weights_are_quantised_on_the_way_to_a_device_and_there(device, dtype):
+    model = bert(device, dtype)
+    state = model.state_dict()
+    ids, _ = texts()
+    first = Bert(CONFIG, dtype="int8", seed=None).to(device)
+    first.load_state_dict(state)
+    first.to(dtype=dtype)
+    assert first.dtype == "int8"
+    expected = first(ids).last_hidden_state
+    on_cpu = Bert(CONFIG, seed=None).to(dtype=dtype)
+    on_cpu.load_state_dict(state)
+    for other in (model.to(dtype="int8"), on_cpu.to(device, "int8")):
+        kept = {(p.value.device, p.value.dtype) for _, p in other.named_parameters()}
+        assert kept == {(device, "int8"), (device, dtype)}
+        assert_same_bits(other(ids).last_hidden_state, expected)
+    with pytest.raises(ValueError, match=r"^to: dtype is 'int4', but weights are quantised"):
+        model.to(dtype="int4")
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "int8"])
+def test_loads_onto_a_device(device, dtype, tmp_path):
+    model = bert(dtype="float16").to(dtype="float16")
+    model.save(tmp_path)
+    loaded = softgate.load(tmp_path, dtype, device=device)
+    kept = {(p.value.device, p.value.dtype) for _, p in loaded.named_parameters()}
+    floats = dtype if dtype == "bfloat16" else "float32" if dtype == "int8" else "float16"
+    assert kept == {(device, dtype or "float16"), (device, floats)}
+    ids, _ = texts()
+    expected = model.to("cpu", dtype).to(device)(ids).last_hidden_state
+    assert_same_bits(loaded(ids).last_hidden_state, expected)
+
+
 def test_weights_filled_in_later_go_to_the_device(device):
     before, model = bert(device, "float16"), Bert(CONFIG, seed=None).to(device, "float16")
     assert all(parameter.value is None for _, parameter in model.named_parameters())
@@ -291,10 +348,11 @@ def test_to_where_it_cannot_go(device, monkeypatch):
     model = bert(device)
     ids, _ = texts()
     expected = model(ids).last_hidden_state
-    with pytest.raises(TypeError, match=r"^to: dtype is 'int8' on"):
-        model.to(dtype="int8")
     with pytest.raises(TypeError, match=r"^to: dtype is 'float64' on cpu"):
         model.to("cpu", "float64")
+    for dtype, layer in (("float64", model), ("int8", nn.LSTM(6, 10)), ("int8", nn.LayerNorm(6))):
+        with pytest.raises(TypeError, match=rf"^to: dtype is '{dtype}' on {device}"):
+            layer.to(device, dtype)
     with pytest.raises(ValueError, match=r"device is \"tpu\""):
         model.to("tpu")
     pack, packed = ops.pack, []

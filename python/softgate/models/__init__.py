@@ -39,10 +39,9 @@ def load(
     dtype: how the weights of matrix products and embeddings are kept, see `ops.pack`; None keeps
     them as the file has them, those of GGUF files quantised: exactly, but for some types that are
     rounded anew (`softgate.checkpoint.Checkpoint.quantized`). On a device other than the CPU it is
-    also what is computed in, "float32", "float16" or "bfloat16", see `nn.Module.to`.
+    also what activations are kept in, float32 where weights are quantised, see `nn.Module.to`.
 
-    device: "cpu", "cuda", "cuda:1" and so on. There a GPT model's activations and cache have the
-    dtype of its weights, float32 where these are quantised. Recurrent models run on the CPU only.
+    device: "cpu", "cuda", "cuda:1" and so on. Recurrent models run on the CPU only.
 
     Raises CheckpointError when the checkpoint is broken, does not fit its config or is of a family
     that softgate does not know; otherwise as `nn.Module.to`.

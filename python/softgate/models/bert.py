@@ -225,15 +225,13 @@ class Bert(nn.Module, EncoderTasks):
             model = cls(config, pooler=pooler, seed=None)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.spec}: {error}") from None
-        on_cpu = device in (None, "cpu")
-        if not on_cpu:
-            model.to(device, dtype)
         if checkpoint.packed:
             load_packed(model, checkpoint, dtype)
         else:
             table = model._sources()
             _check_labels(config, table, names, checkpoint)
-            load_weights(model, table, names, checkpoint, dtype if on_cpu else None)
+            load_weights(model, table, names, checkpoint, dtype)
+        model.to(device)
         model.sentence_pooling = SentencePooling.from_checkpoint(checkpoint)
         model.tokenizer = Tokenizer.from_checkpoint(checkpoint)
         return model

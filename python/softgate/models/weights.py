@@ -30,7 +30,7 @@ def load_weights(
     """Fill a model's parameters from those of a family's table.
 
     names: the checkpoint's tensors, by the name that the table has for each. dtype: as in
-    `softgate.load`; parameters on a device other than the CPU keep theirs.
+    `softgate.load`.
 
     Raises CheckpointError when the checkpoint does not fit.
     """
@@ -44,7 +44,7 @@ def load_weights(
     )
     for name, parameter in model.named_parameters():
         source = table[name].renamed(names)
-        if not parameter.packed or parameter.device != "cpu":
+        if not parameter.packed:
             parameter.fill(source.load(checkpoint.tensors))
         elif dtype is None and (found := source.load_quantized(checkpoint)) is not None:
             parameter.fill_quantized(

@@ -14,6 +14,7 @@ from softgate._core import PackedWeight, RecurrentWeight, Tensor
 
 FloatArray = npt.NDArray[np.float32]
 
+_FLOATS = ("float32", "float16", "bfloat16")
 _INTEGERS = ("int8", "int4")
 _GROUP = 32  # of ops.pack_groups
 
@@ -30,6 +31,8 @@ class Parameter:
     for each group of 32 columns, if they are a multiple of that, and so has what it is multiplied
     by: for inputs with columns much larger than the others.
     """
+
+    quantizable = True  # when packed
 
     def __init__(
         self,
@@ -168,10 +171,10 @@ class Module:
     def to(self, device: str | None = None, dtype: str | None = None) -> Self:
         """Move all parameters to "cpu", "cuda", "cuda:1" and so on, or to another dtype.
 
-        The module itself is changed and returned. On a device other than the CPU dtype may be
-        "float16" or "bfloat16", which activations then have too, while quantised weights keep their
-        integers, bit for bit. On the CPU it says how packed parameters are kept, see `ops.pack`;
-        the others stay float32.
+        The module itself is changed and returned. dtype says how packed parameters are kept, see
+        `ops.pack`. On the CPU the others stay float32. On another device "float16", "bfloat16" and
+        "float32" are for them and for activations too, while quantised weights keep their integers,
+        bit for bit; "int8" and "int4" leave the others, and activations, as they are.
 
         Raises ValueError for an unknown device and for weights that are quantised already and
         would be anew, TypeError for a dtype that it does not compute in, MemoryError when there is
@@ -181,9 +184,9 @@ class Module:
         parameters = [parameter for _, parameter in self.named_parameters()]
         if dtype in _INTEGERS and any(_is_quantized(p.value) for p in parameters):
             raise ValueError(f"to: dtype is {dtype!r}, but weights are quantised already")
-        some_packed = any(p.packed for p in parameters)
-        floats = dtype or self._float_dtype()
-        places = [_place(p, device, dtype, floats, some_packed) for p in parameters]
+        quantizable = any(p.packed and p.quantizable for p in parameters)
+        floats = dtype if dtype and dtype not in _INTEGERS else self._float_dtype()
+        places = [_place(p, device, dtype, floats, quantizable) for p in parameters]
         moved: dict[int, Any] = {}  # some share their value
         for parameter, place in zip(parameters, places, strict=True):
             value = parameter.value
@@ -312,23 +315,27 @@ def _numbered(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _place(
-    parameter: Parameter, device: str | None, dtype: str | None, floats: str, some_packed: bool
+    parameter: Parameter, device: str | None, dtype: str | None, floats: str, quantizable: bool
 ) -> tuple[str, str]:
-    """Where it goes, as tensors name that; raises for what there is not."""
+    """Where it goes, as tensors name that; raises for what there is not.
+
+    floats: of what is not packed, on a device. quantizable: is that any of the module's parameters?
+    """
     device = device or parameter.device
     place = Tensor.empty(0, device=device).device
     has_integers = parameter.packed and parameter.dtype in _INTEGERS
     if has_integers and dtype is None:
         return place, parameter.dtype
     wanted = dtype or (parameter.dtype if place == "cpu" else floats)
-    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
-    if place == "cpu":
-        dtypes = get_args(ops.WeightType) if some_packed else ("float32",)
+    dtypes = ("float32",) if place == "cpu" else _FLOATS
+    if quantizable and parameter.quantizable:
+        dtypes = get_args(ops.WeightType)
     if wanted not in dtypes:
         raise TypeError(f"to: dtype is {wanted!r} on {device}, expected one of {list(dtypes)}")
-    if place != "cpu":
-        return place, parameter.dtype if has_integers else wanted
-    return place, wanted if parameter.packed else "float32"
+    if not parameter.packed:
+        return place, "float32" if place == "cpu" else floats
+    keeps = has_integers and place != "cpu" and wanted not in _INTEGERS
+    return place, parameter.dtype if keeps else wanted
 
 
 def _pack_groups(

@@ -18,6 +18,8 @@ from softgate.nn.module import RECURRENT_NAMES, FloatArray, Module, Parameter
 class _RecurrentParameter(Parameter):
     """One array of a RecurrentWeight, which is the value of all its parameters."""
 
+    quantizable = False
+
     def __init__(self, pack: _RecurrentPack, name: str, shape: tuple[int, ...]) -> None:
         super().__init__(*shape, packed=True, init=0.0 if name.startswith("bias") else None)
         self._pack = pack
