@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/cached_attention.h"
 #include "ops/dispatch.h"
 
 namespace softgate {
@@ -137,6 +138,10 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v,
         .window_left = effective_bound(options.window.first),
         .window_right = options.causal ? 0 : effective_bound(options.window.second),
     };
+    if constexpr (std::is_same_v<T, float>) {
+      const bool plain = !mask && !options.return_lse && !options.return_weights;
+      if (plain && device.kind == DeviceKind::cpu) return attend_on_cpu(args);
+    }
     run_kernel<T>(device, args, &cpu::Kernels::attention, &cuda::Kernels<T>::attention);
   });
   return result;

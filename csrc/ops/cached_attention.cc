@@ -41,8 +41,8 @@ void check_lengths(const Tensor& lengths, std::int64_t batch, std::int64_t capac
 constexpr std::int64_t kSplitBytes = 128 << 10;
 constexpr std::int64_t kSplitMultiple = 64;
 
-std::int64_t split_keys(const Tensor& k_cache) {
-  const std::int64_t key_bytes = 2 * 4 * k_cache.size(2) * k_cache.size(3);
+std::int64_t split_keys_of(const AttentionArgs<float>& args) {
+  const std::int64_t key_bytes = 2 * 4 * args.num_kv_heads * args.head_dim;
   return std::max<std::int64_t>(1, kSplitBytes / key_bytes / kSplitMultiple) * kSplitMultiple;
 }
 
@@ -52,7 +52,8 @@ struct Splits {
   Splits(const AttentionArgs<float>& args, std::int64_t split_keys) {
     for (std::int64_t b = 0; b < args.batch; ++b) {
       const std::int64_t queries = args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b];
-      const std::int64_t keys = args.lengths_k[b];
+      const std::int64_t keys =
+          args.lengths_k ? args.lengths_k[b] : args.cu_seqlens_k[b + 1] - args.cu_seqlens_k[b];
       const std::int64_t unseen =
           args.window_left < 0
               ? 0
@@ -66,7 +67,10 @@ struct Splits {
   }
 };
 
-void run_on_cpu(const AttentionArgs<float>& attention, std::int64_t split_keys) {
+}  // namespace
+
+void attend_on_cpu(const AttentionArgs<float>& attention) {
+  const std::int64_t split_keys = split_keys_of(attention);
   const Splits splits(attention, split_keys);
   const Tensor partials =
       Tensor::empty({splits.first_partial.back(), attention.num_heads, attention.head_dim + 2});
@@ -78,8 +82,6 @@ void run_on_cpu(const AttentionArgs<float>& attention, std::int64_t split_keys) 
       .partials = partials.data<float>(),
   });
 }
-
-}  // namespace
 
 Tensor cached_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                         const SequenceOffsets& cu_seqlens_q, const Tensor& lengths_k,
@@ -157,7 +159,7 @@ Tensor cached_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_
         .window_right = options.causal ? 0 : effective_bound(options.window.second),
     };
     if constexpr (std::is_same_v<T, float>) {
-      if (device.kind == DeviceKind::cpu) return run_on_cpu(args, split_keys(k_cache));
+      if (device.kind == DeviceKind::cpu) return attend_on_cpu(args);
     }
     cuda::kernels<T>(device).attention(args, current_stream(device));
   });

@@ -48,6 +48,9 @@ struct CachedAttentionOptions {
   double softcap = 0;
 };
 
+// Of attention's arguments too, with keys in cu_seqlens_k, but no mask, lse or weights.
+void attend_on_cpu(const AttentionArgs<float>& attention);
+
 Tensor cached_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                         const SequenceOffsets& cu_seqlens_q, const Tensor& lengths_k,
                         const CachedAttentionOptions& options, std::optional<Tensor> out);

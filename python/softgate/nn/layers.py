@@ -38,11 +38,18 @@ class Linear(Module):
         self.bias = Parameter(out_features, init=0.0) if bias else None
 
     def forward(
-        self, x: Tensor, *, activation: ops.Activation = "none", residual: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        activation: ops.Activation = "none",
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """x: `[..., in_features]`; residual and the result: `[..., out_features]`, or half."""
+        """x: `[..., in_features]`; residual and the result, out: `[..., out_features]`, or half."""
         bias = None if self.bias is None else self.bias.value
-        return ops.linear(x, self.weight.value, bias, activation=activation, residual=residual)
+        return ops.linear(
+            x, self.weight.value, bias, activation=activation, residual=residual, out=out
+        )
 
 
 class LayerNorm(Module):
