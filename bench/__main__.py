@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bench import breakdown, exports, gpu_report, report, startup
+from bench import breakdown, exports, gpu_report, memory, report, startup
 from bench.bench_bert import Bert
 from bench.case import KERNELS, MODELS, RECURRENT, Case, select
 from bench.limits import ROOT, Limits, probe
@@ -125,6 +125,22 @@ def start_processes(quick: bool, threads: int) -> None:
     click.echo(f"start to first embedding, all-MiniLM-L6-v2, {threads} threads")
     for engine in engines:
         click.echo(startup.line(ENGINES[engine].label, starts[engine]))
+
+
+@main.command("memory")
+@click.option("--filter", "pattern", default="marian", show_default=True, help="Only such cases.")
+@common_options
+def peak_memory(pattern: str, quick: bool, threads: int) -> None:
+    """Peak memory of models, each engine and case in a new process that runs it once."""
+    del quick  # once is all there is
+    for bench, case in select(MODELS, pattern):
+        for model in exports.MODELS:
+            if model in case.name:
+                exports.ensure(model)
+        click.echo(f"{bench} {case.name}, {threads} threads")
+        for engine in available(case.engines):
+            peak = memory.peak_bytes(engine, bench, case.name, threads)
+            click.echo(f"  {ENGINES[engine].label:<14}{peak / 2**20:.0f} MiB")
 
 
 @main.command("breakdown")

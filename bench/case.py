@@ -31,7 +31,7 @@ KERNELS = (
     "pool",
     "normalize",
 )
-MODELS = ("beam", "bert", "g2p", "gpt")
+MODELS = ("beam", "bert", "g2p", "gpt", "transformer")
 RECURRENT = ("recurrent",)
 
 

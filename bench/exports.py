@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import gpt_exports
+from bench import gpt_exports, marian_exports
 from bench.limits import ROOT
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ MODELS = {
     "minilm": ENCODER_FORMATS,
     "bert-base": ENCODER_FORMATS,
     "gpt2": ("huggingface", "ctranslate2"),
+    "marian": ("huggingface", "ctranslate2"),
     "smollm2": ("q4_0",),
 }
 
@@ -75,6 +76,9 @@ def ensure(model: str) -> None:
 def _huggingface(model: str, folder: Path) -> None:
     if model == "gpt2":
         gpt_exports.huggingface(folder)
+        return
+    if model == "marian":
+        marian_exports.huggingface(folder)
         return
     if model == "minilm":
         shutil.copytree(minilm_folder(), folder, dirs_exist_ok=True)
@@ -194,6 +198,9 @@ def _ctranslate2(model: str, folder: Path) -> None:
     from ctranslate2.converters import TransformersConverter
 
     source = export_path(model, "huggingface")
+    if model == "marian":
+        marian_exports.ctranslate2(source, folder)
+        return
     if model == "gpt2":
         source = gpt_exports.with_vocabulary(source, folder)
     TransformersConverter(str(source)).convert(str(folder), force=True)

@@ -208,13 +208,6 @@ def test_threads_do_not_matter(model: Seq2Seq, thread_counts: Any) -> None:
         np.testing.assert_array_equal(result, results[0])
 
 
-def test_attention_in_many_parts(model: Seq2Seq, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = model(SOURCES, TARGETS).logits
-    monkeypatch.setattr("softgate.nn.source_attention._MOST_NUMBERS", 100)
-    found = model(SOURCES, TARGETS).logits
-    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-6)
-
-
 # Saving
 
 

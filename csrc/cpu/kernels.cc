@@ -29,6 +29,7 @@ void rotary(const RotaryArgs<float>&);
 void sample(const SampleArgs<float>&);
 void softcap(const SoftcapArgs<float>&);
 void softmax(const SoftmaxArgs<float>&);
+void source_attention(const SourceAttentionArgs&);
 void store_panel(const PanelArgs&);
 std::int64_t stored_panel_bytes(DType, std::int64_t depth);
 void token_logprobs(const TokenLogprobsArgs<float>&);
@@ -56,6 +57,7 @@ static constexpr Kernels kTable = {
     .sample = sample,
     .softcap = softcap,
     .softmax = softmax,
+    .source_attention = source_attention,
     .splits = nullptr,
     .store_panel = store_panel,
     .stored_panel_bytes = stored_panel_bytes,

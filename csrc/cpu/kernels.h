@@ -12,6 +12,7 @@
 #include "ops/rotary.h"
 #include "ops/sample.h"
 #include "ops/softmax.h"
+#include "ops/source_attention.h"
 
 namespace softgate::cpu {
 
@@ -36,6 +37,7 @@ struct Kernels {
   void (*sample)(const SampleArgs<float>&);
   void (*softcap)(const SoftcapArgs<float>&);
   void (*softmax)(const SoftmaxArgs<float>&);
+  void (*source_attention)(const SourceAttentionArgs&);
   // May `linear` split this weight (bfloat16_parts.h)? Null where it never does.
   bool (*splits)(const PackArgs&);
   void (*store_panel)(const PanelArgs&);

@@ -38,7 +38,13 @@ class Member {
       std::int64_t rows = 0, end = step;
       while (end < args_.steps && (rows == 0 || rows + args_.active[end] <= args_.chunk_rows))
         rows += args_.active[end++];
-      project({step, end}, rows);
+      gather({step, end}, rows);
+      team_.wait(member_);
+      // Of a lone step, a block's sums go on to its product while they are in cache.
+      // An int8 product holds the scratch memory that projecting may want.
+      projects_late_ = end == step + 1 && args_.dtype != DType::int8;
+      for (std::int64_t block = blocks_.begin; !projects_late_ && block < blocks_.end; ++block)
+        project(block, rows);
       for (std::int64_t row = 0; step < end; row += args_.active[step++]) run_step(step, row);
     }
     store_states();
@@ -86,9 +92,9 @@ class Member {
     const Range rows = own(args_.batch);
     for (std::int64_t i = rows.begin; i < rows.end; ++i) {
       float* to = h(0) + i * args_.state_stride;
-      clear(to, args_.state_stride);
-      if (direction_.h0)
-        copy(to, direction_.h0 + args_.order[i] * direction_.h0_stride, args_.output_size);
+      const std::int64_t given = direction_.h0 ? args_.output_size : 0;
+      if (given > 0) copy(to, direction_.h0 + args_.order[i] * direction_.h0_stride, given);
+      clear(to + given, args_.state_stride - given);
     }
     if (args_.kind != RecurrentKind::lstm) return;
     for (std::int64_t block = blocks_.begin; block < blocks_.end; ++block) {
@@ -111,38 +117,27 @@ class Member {
              c(block) + i * kPanel, units(block));
   }
 
-  // The inputs' part of the sums of all `rows` rows of some steps.
-  void project(Range steps, std::int64_t rows) {
-    const float* x = direction_.x;
-    std::int64_t x_stride = args_.work_x_stride;
-    if (args_.batch == 1) {
-      x = args_.x + token(0, steps.begin) * args_.x_stride;
-      x_stride = direction_.reverse ? -args_.x_stride : args_.x_stride;
-    } else {
-      gather(steps, own(rows));
-    }
-    team_.wait(member_);
+  // The inputs' part of a block's sums, of the first rows of a chunk.
+  void project(std::int64_t block, std::int64_t rows) {
     const int gates = gates_of(args_.kind);
-    for (std::int64_t block = blocks_.begin; block < blocks_.end; ++block) {
-      const std::int64_t panel = block * gates;
-      linear({.linear = {.x = x,
-                         .weight = nullptr,
-                         .bias = direction_.weights.bias + panel * kPanel,
-                         .residual = nullptr,
-                         .out = sums(block, 0),
-                         .rows = rows,
-                         .in_features = args_.input_size,
-                         .out_features = gates * kPanel,
-                         .x_stride = x_stride,
-                         .residual_stride = 0,
-                         .out_stride = sums_stride(),
-                         .activation = Activation::none},
-              .format = {},
-              .panels = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
-              .workspace = nullptr,
-              .splits = false});
-      if (direction_.weights.bias_hn) start_reset_sums(block, rows);
-    }
+    const std::int64_t panel = block * gates;
+    linear({.linear = {.x = x_,
+                       .weight = nullptr,
+                       .bias = direction_.weights.bias + panel * kPanel,
+                       .residual = nullptr,
+                       .out = sums(block, 0),
+                       .rows = rows,
+                       .in_features = args_.input_size,
+                       .out_features = gates * kPanel,
+                       .x_stride = x_stride_,
+                       .residual_stride = 0,
+                       .out_stride = sums_stride(),
+                       .activation = Activation::none},
+            .format = {},
+            .panels = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
+            .workspace = nullptr,
+            .splits = false});
+    if (direction_.weights.bias_hn) start_reset_sums(block, rows);
   }
 
   void start_reset_sums(std::int64_t block, std::int64_t rows) {
@@ -150,8 +145,23 @@ class Member {
     for (std::int64_t row = 0; row < rows; ++row) copy(sums(block, row) + 3 * kPanel, bias, kPanel);
   }
 
-  // The inputs of some of the rows, in the order of steps.
-  void gather(Range steps, Range rows) {
+  // Do a step's tokens follow each other?
+  bool is_in_order(std::int64_t step) const {
+    for (std::int64_t i = 1; i < args_.active[step]; ++i)
+      if (token(i, step) != token(0, step) + i) return false;
+    return true;
+  }
+
+  // The inputs of the `count` rows of some steps, in their order.
+  void gather(Range steps, std::int64_t count) {
+    x_ = direction_.x;
+    x_stride_ = args_.work_x_stride;
+    if (args_.batch == 1 || (steps.end == steps.begin + 1 && is_in_order(steps.begin))) {
+      x_ = args_.x + token(0, steps.begin) * args_.x_stride;
+      x_stride_ = args_.batch == 1 && direction_.reverse ? -args_.x_stride : args_.x_stride;
+      return;
+    }
+    const Range rows = own(count);
     std::int64_t first = 0;
     for (std::int64_t step = steps.begin; step < steps.end; ++step) {
       const std::int64_t begin = max_int(rows.begin - first, 0);
@@ -202,6 +212,8 @@ class Member {
       const std::int64_t end = min_int(begin + at_once, blocks_.end);
       Target targets[kPanelsAtOnce];
       int count = 0;
+      for (std::int64_t block = begin; projects_late_ && block < end; ++block)
+        if (phase.first_gate == 0) project(block, rows);
       for (std::int64_t block = begin; block < end; ++block)
         for (int gate = 0; gate < phase.gates; ++gate)
           targets[count++] = target(phase, block, first_row, gate);
@@ -262,6 +274,10 @@ class Member {
   const int member_;
   std::int64_t panel_bytes_;
   Range blocks_;
+  // Of the chunk at hand.
+  const float* x_ = nullptr;
+  std::int64_t x_stride_ = 0;
+  bool projects_late_ = false;
 };
 
 }  // namespace

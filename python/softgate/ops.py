@@ -295,6 +295,28 @@ def pool(
     return _core.pool(x, cu_seqlens, mode, out)
 
 
+def source_attention(
+    query: SameArray,
+    keys: Array,
+    values: Array,
+    cu_seqlens: Array,
+    sources: Array,
+    v: Array | None = None,
+) -> tuple[SameArray, SameArray]:
+    """Means of the values of a source's tokens, by how their keys suit a query, on the CPU.
+
+    query: float32 `[rows, size]`; keys: `[total_tokens, size]`; values: `[total_tokens, columns]`;
+    cu_seqlens: int32 `[batch + 1]`, where each source starts; sources: int32 `[rows]`, the one that
+    a row looks at. The weights are the softmax over its tokens of `v . tanh(query + key)`, v of
+    `[size]`, or without v of `query . key`. Gives the means, `[rows, columns]`, and the weights,
+    as many as a row's source has tokens, after those of the row before.
+
+    Raises ValueError or TypeError for shapes, dtypes and offsets that do not fit and sources
+    outside the batch.
+    """
+    return _core.source_attention(query, keys, values, cu_seqlens, sources, v)
+
+
 def normalize(x: SameArray, *, eps: float = 1e-12, out: Array | None = None) -> SameArray:
     """Rows divided by their L2 norm, or by `eps` where that is larger.
 

@@ -298,6 +298,25 @@ def softmax(x: ArrayLike) -> Float64:
     return _float64(e / np.where(total == 0.0, 1.0, total))
 
 
+def source_attention(
+    query: ArrayLike,
+    keys: ArrayLike,
+    values: ArrayLike,
+    cu_seqlens: ArrayLike,
+    sources: ArrayLike,
+    v: ArrayLike | None = None,
+) -> tuple[Float64, Float64]:
+    """Additive attention with v, else by dot products; shapes as in `softgate.ops`."""
+    k, values, starts = _float64(keys), _float64(values), np.asarray(cu_seqlens)
+    out, weights = [np.empty((0, values.shape[1]))], [np.empty(0)]
+    for q, source in zip(_float64(query), np.asarray(sources), strict=True):
+        tokens = slice(starts[source], starts[source + 1])
+        scores = k[tokens] @ q if v is None else np.tanh(q + k[tokens]) @ _float64(v)
+        weights.append(softmax(scores))
+        out.append(weights[-1][None] @ values[tokens])
+    return _float64(np.concatenate(out)), _float64(np.concatenate(weights))
+
+
 def log_sum_exp(x: Float64) -> Float64:
     """`log(sum(exp(x)))` over the last dimension; -inf for a row that is all -inf."""
     peak = _finite_peak(x)

@@ -130,7 +130,9 @@ class _Search:
 
     places: the prompts whose search goes on, n of them. scores: log-probabilities of their
     unfinished texts, the best first, `[n, beams]`, -inf where there is none. tokens: those texts,
-    `[n, beams, length]`. finished: the best finished texts of each prompt, the best first.
+    `[n, beams, length]`. ended, ended_logprobs: scores of the best finished texts of each of the
+    prompts, the best first, `[prompts, num_beams]`, -inf where there is none, and what they are
+    made of; ended_texts: where those are in texts.
     """
 
     def __init__(
@@ -142,7 +144,11 @@ class _Search:
         self.places = np.arange(len(prompts))
         self.scores = np.zeros((len(prompts), 1), np.float32)
         self.tokens: IntArray = np.empty((len(prompts), 1, 0), np.int32)
-        self.finished: list[list[Hypothesis]] = [[] for _ in prompts]
+        shape = (len(prompts), settings.num_beams)
+        self.ended = np.full(shape, -np.inf)
+        self.ended_logprobs = np.zeros(shape)
+        self.ended_texts = np.zeros(shape, np.int64)
+        self.texts: list[IntArray] = []
 
     def extend(self, logits: FloatArray) -> tuple[IntArray, IntArray]:
         """Replace the texts by their best continuations.
@@ -171,36 +177,62 @@ class _Search:
         rows = parents + beams * np.arange(n)[:, None]
         before = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
         texts = np.concatenate([before, tokens[:, :, None]], axis=2)
-        kept = [i for i in range(n) if not self._is_done(i, float(scores[i, 0]), texts.shape[2])]
+        kept = np.flatnonzero(~self._is_done(scores[:, 0], texts.shape[2]))
         self.places, self.scores, self.tokens = self.places[kept], scores[kept], texts[kept]
         return self.tokens[:, :, -1].ravel(), rows[kept].ravel().astype(np.int32)
+
+    def finished(self, count: int) -> list[list[Hypothesis]]:
+        """At most `count` of the best finished texts of each prompt, the best first."""
+        found: list[list[Hypothesis]] = []
+        for ended in zip(self.ended, self.ended_logprobs, self.ended_texts, strict=True):
+            best = zip(*(part[:count].tolist() for part in ended), strict=True)
+            found.append(
+                [
+                    Hypothesis(self.texts[text].tolist(), score, logprob)
+                    for score, logprob, text in best
+                    if score > -np.inf
+                ]
+            )
+        return found
 
     def _finish(
         self, is_end: npt.NDArray[np.bool_], scores: FloatArray, parents: Any, tokens: Any
     ) -> None:
         """Keep the best of the texts that have just ended."""
-        settings = self.settings
-        length = self.tokens.shape[2] + 1
-        for i, rank in np.argwhere(is_end[:, : settings.num_beams]):
-            ids = [*self.tokens[i, parents[i, rank]].tolist(), int(tokens[i, rank])]
-            logprob = float(scores[i, rank])
-            found = self.finished[self.places[i]]
-            found.append(Hypothesis(ids, logprob / length**settings.length_penalty, logprob))
-            found.sort(key=lambda one: -one.score)  # stable: the earlier of equals first
-            del found[settings.num_beams :]
+        beams = self.settings.num_beams
+        i, rank = np.nonzero(is_end[:, :beams])
+        if not i.size:
+            return
+        texts = np.empty((len(i), self.tokens.shape[2] + 1), np.int32)
+        texts[:, :-1], texts[:, -1] = self.tokens[i, parents[i, rank]], tokens[i, rank]
+        shape = (len(is_end), beams)
+        new, logprobs, places = np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape, np.int64)
+        logprobs[i, rank] = scores[i, rank]
+        new[i, rank] = self._compared(scores[i, rank], texts.shape[1])
+        places[i, rank] = np.arange(len(i)) + len(self.texts)
+        self.texts += list(texts)
+        at = self.places
+        every = np.concatenate([self.ended[at], new], axis=1)
+        best = np.argsort(-every, axis=1, kind="stable")[:, :beams]  # the earlier of equals first
+        self.ended[at] = np.take_along_axis(every, best, axis=1)
+        for kept, found in ((self.ended_logprobs, logprobs), (self.ended_texts, places)):
+            every = np.concatenate([kept[at], found], axis=1)
+            kept[at] = np.take_along_axis(every, best, axis=1)
 
-    def _is_done(self, i: int, best_logprob: float, length: int) -> bool:
-        """Can the texts of the i-th prompt not get better?"""
-        settings, found = self.settings, self.finished[self.places[i]]
-        if best_logprob == -np.inf:
-            return True
-        if len(found) < settings.num_beams:
-            return False
-        if settings.early_stopping is True:
-            return True
+    def _is_done(self, best_logprobs: FloatArray, length: int) -> npt.NDArray[np.bool_]:
+        """Which prompts' texts cannot get better, `[n]`."""
+        settings, worst = self.settings, self.ended[self.places, -1]
         if settings.early_stopping == "never" and settings.length_penalty > 0:
             length = settings.max_new_tokens
-        return bool(best_logprob / length**settings.length_penalty <= found[-1].score)
+        is_best = settings.early_stopping is True or self._compared(best_logprobs, length) <= worst
+        # -inf where fewer have ended than are kept.
+        is_done: npt.NDArray[np.bool_] = (worst > -np.inf) & is_best | (best_logprobs == -np.inf)
+        return is_done
+
+    def _compared(self, logprobs: FloatArray, length: int) -> npt.NDArray[np.float64]:
+        """What texts of a length are compared by."""
+        size = float(length**self.settings.length_penalty)
+        return logprobs.astype(np.float64) / size
 
     def _likeliest(self, logits: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
         """The likeliest tokens of those that may follow each text: log-probabilities and ids,
@@ -260,7 +292,7 @@ def search(
         tokens, parents = state.extend(logits)
         if len(tokens):
             logits = advance(tokens, parents)
-    return [found[: settings.num_return] for found in state.finished]
+    return state.finished(settings.num_return)
 
 
 def largest(values: FloatArray, count: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:

@@ -20,13 +20,15 @@ Source = Sequence[int] | str
 class EncoderDecoder:
     """A model that reads sources and writes targets, which `generate`s, `translate`s and `score`s.
 
-    beams: the settings of searches unless the caller has others.
+    beams: the settings of searches unless the caller has others; batch_size: sources that they
+    compute at a time.
     """
 
     config: Any  # with decoder_start_token_id, eos_token_ids and max_length
     source_tokenizer: Tokenizer | MarianTokenizer | None
     target_tokenizer: Tokenizer | MarianTokenizer | None
     beams: BeamSearch
+    batch_size = 128
 
     def begin(
         self, sources: Sequence[Sequence[int]], settings: BeamSearch
@@ -51,14 +53,14 @@ class EncoderDecoder:
         sources: Sequence[Source],
         beams: BeamSearch | None = None,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         **settings: Any,
     ) -> list[list[Hypothesis]]:
         """The best targets of each source, the best first, by beam search.
 
         sources: texts or token ids. settings: those of `BeamSearch`, as an object, by default the
         model's `beams`, as keywords, or both, where the keywords win. batch_size: sources computed
-        at a time; a result does not depend on the others.
+        at a time, by default the model's; a result does not depend on the others.
 
         Raises ValueError for an empty source, one that is too long, ids outside the vocabulary, a
         text where there is no tokenizer, and settings that make no sense; TypeError for what is no
@@ -67,6 +69,7 @@ class EncoderDecoder:
         if isinstance(sources, str):
             raise TypeError("sources is a str, expected a list of texts or of lists of token ids")
         chosen = replaced(beams or self.beams, settings)
+        batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if chosen.max_new_tokens > self.config.max_length:

@@ -161,6 +161,7 @@ class Seq2Seq(nn.Module, EncoderDecoder):
 
     source_tokenizer: Tokenizer | None
     target_tokenizer: Tokenizer | None
+    batch_size = 512  # its steps are short: of fewer sources they are mostly Python
 
     def __init__(self, config: Seq2SeqConfig, *, seed: int | None = 0) -> None:
         """seed: of the random weights; None leaves the weights to `load_state_dict`."""
@@ -293,14 +294,14 @@ class Seq2Seq(nn.Module, EncoderDecoder):
         tokens: IntArray,
         state: DecoderState,
         memory: nn.Memory | None,
-        cu_queries: IntArray | None = None,
+        sources: npt.NDArray[np.int32] | None = None,
     ) -> tuple[FloatArray, DecoderState, FloatArray | None]:
         """One token of each sequence: logits `[batch, target_vocab_size]`, the state after it, and
-        attention weights as `nn.SourceAttention` gives them. cu_queries: where the sequences of
-        each of the memory's sources start, by default one of each."""
+        attention weights as `nn.SourceAttention` gives them. sources: of the memory's, the one of
+        each sequence, by default one after another."""
         offsets = np.arange(len(tokens) + 1, dtype=np.int32)
         x = _rows(self.target_embedding, tokens)
-        return self._steps(x, offsets, state, memory, offsets if cu_queries is None else cu_queries)
+        return self._steps(x, offsets, state, memory, offsets[:-1] if sources is None else sources)
 
     def logits_of(self, sources: Sequence[Sequence[int]], targets: list[list[int]]) -> FloatArray:
         logits: FloatArray = self([list(source) for source in sources], targets).logits
@@ -318,18 +319,12 @@ class Seq2Seq(nn.Module, EncoderDecoder):
         self, sources: Sequence[Sequence[int]], settings: BeamSearch
     ) -> tuple[FloatArray, Advance]:
         encoded = self.encode(sources)
-        state, chosen = encoded.state, np.arange(len(sources))
-        memory = encoded.memory
+        state, chosen = encoded.state, np.arange(len(sources), dtype=np.int32)
 
         def advance(tokens: IntArray, parents: IntArray) -> FloatArray:
-            nonlocal state, chosen, memory
+            nonlocal state, chosen
             chosen = chosen[parents]
-            sources, counts = np.unique(chosen, return_counts=True)
-            if memory is not None and len(sources) < len(memory.cu_seqlens) - 1:
-                assert encoded.memory is not None
-                memory = encoded.memory.of(sources)
-            cu_queries = np.concatenate([[0], np.cumsum(counts)])
-            logits, state, _ = self.step(tokens, state.rows(parents), memory, cu_queries)
+            logits, state, _ = self.step(tokens, state.rows(parents), encoded.memory, chosen)
             return logits
 
         bos = self.config.decoder_start_token_id
@@ -341,45 +336,45 @@ class Seq2Seq(nn.Module, EncoderDecoder):
         x = _rows(self.target_embedding, target.ids)
         if self.attention is None or (config.attention_at == "after" and not config.input_feeding):
             # No step needs what attention gave the one before.
-            bounds = target.cu_seqlens
-            logits, _, weights = self._steps(x, bounds, encoded.state, encoded.memory, bounds)
+            sources = np.repeat(np.arange(len(target.lengths), dtype=np.int32), target.lengths)
+            logits, _, weights = self._steps(
+                x, target.cu_seqlens, encoded.state, encoded.memory, sources
+            )
             return logits, weights
         assert encoded.memory is not None
         lengths = target.lengths
-        order = np.argsort(-lengths, kind="stable")
-        state, memory = encoded.state.rows(order), encoded.memory.of(order)
+        order = np.argsort(-lengths, kind="stable").astype(np.int32)
+        state, memory = encoded.state.rows(order), encoded.memory
         logits = np.empty((len(x), config.target_vocab_size), np.float32)
         parts: list[FloatArray] = [np.empty(0, np.float32)] * len(x)
         for t in range(lengths.max(initial=0)):
             going = order[: int((lengths > t).sum())]
-            if len(going) != len(memory.cu_seqlens) - 1:
-                memory = encoded.memory.of(going)
             rows = target.cu_seqlens[going] + t
             offsets = np.arange(len(going) + 1, dtype=np.int32)
             state = state.rows(slice(len(going)))
-            logits[rows], state, weights = self._steps(x[rows], offsets, state, memory, offsets)
+            logits[rows], state, weights = self._steps(x[rows], offsets, state, memory, going)
             assert weights is not None
-            for row, part in zip(rows, np.split(weights, memory.cu_seqlens[1:-1]), strict=True):
+            ends = np.cumsum(np.diff(memory.cu_seqlens)[going])[:-1]
+            for row, part in zip(rows, np.split(weights, ends), strict=True):
                 parts[row] = part
         return logits, np.concatenate([np.empty(0, np.float32), *parts])
 
     def _steps(
         self, x: FloatArray, cu_seqlens: npt.NDArray[np.int32], state: DecoderState,
-        memory: nn.Memory | None, cu_queries: IntArray,
+        memory: nn.Memory | None, sources: npt.NDArray[np.int32],
     ) -> tuple[FloatArray, DecoderState, FloatArray | None]:  # fmt: skip
         """Tokens x, `[total_tokens, embedding_size]`, of each sequence: one, where a step needs
-        what attention gave the one before. cu_queries: where those of each source of the memory
-        start."""
+        what attention gave the one before. sources: of the memory's, the one of each token."""
         weights = context = None
         before = self.config.attention_at == "before"
         if self.attention is not None and before:
-            context, weights = self.attention(state.hidden[0][-1], memory, cu_queries)
+            context, weights = self.attention(state.hidden[0][-1], memory, sources)
             x = np.concatenate([x, context], axis=1)
         if state.feed is not None:
             x = np.concatenate([x, state.feed], axis=1)
         y, hidden = along(self.decoder, x, cu_seqlens, state.hidden)
         if self.attention is not None and not before:
-            context, weights = self.attention(y, memory, cu_queries)
+            context, weights = self.attention(y, memory, sources)
         if context is not None:
             y = np.concatenate([y, context], axis=1)
         if self.attentional is not None:
