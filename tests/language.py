@@ -56,15 +56,20 @@ class Cache:
     def __init__(self, rows: int, capacity: int) -> None:
         self.tokens = np.full((rows, capacity), -1, dtype=np.int32)
         self.lengths = np.zeros(rows, dtype=np.int32)
-        self.capacity = capacity
+        self.batch, self.capacity = rows, capacity
 
     def truncate(self, row: int, length: int) -> None:
         assert 0 <= length <= self.lengths[row]
         self.lengths[row] = length
 
-    def copy_row(self, source: int, target: int) -> None:
-        self.tokens[target] = self.tokens[source]
-        self.lengths[target] = self.lengths[source]
+    def copy_rows(
+        self, sources: Sequence[int], targets: Sequence[int], starts: Sequence[int] | None = None
+    ) -> None:
+        for source, target, start in zip(
+            sources, targets, starts if starts is not None else [0] * len(targets), strict=True
+        ):
+            self.tokens[target, start:] = self.tokens[source, start:]
+        self.lengths[targets] = self.lengths[sources]
 
 
 class Model(LanguageModel):

@@ -11,9 +11,10 @@ import pytest
 from language import Model, random_logits
 from softgate.generation import BeamSearch, Hypothesis
 from softgate.generation.beam import largest, search
-from softgate.generation.beam_cache import branch
+from softgate.generation.beam_cache import BeamRows
 from softgate.models.gpt import Gpt
 from softgate.models.recurrent_lm import RecurrentCache
+from softgate.nn import KVCache
 from test_generation_gpt import pair
 
 PROMPTS = [[5], list(range(20, 40)), [7, 7, 7, 9], [10, 11, 10, 11, 10]]
@@ -152,29 +153,38 @@ def test_texts_are_decoded() -> None:
 
 
 def test_rows_are_copied_only_where_beams_part() -> None:
-    cache = RecurrentCache([np.arange(6, dtype=np.float32)[:, None]], 9)
-    copies: list[tuple[int, int]] = []
-    copy = cache.copy_row
+    cache = KVCache(2, 6, 9, 1, 2)
+    copies: list[tuple[int, int]] = []  # rows and tokens
+    copy = cache.copy_rows
 
-    def counted(source: int, target: int) -> None:
-        copies.append((source, target))
-        copy(source, target)
+    def counted(sources: Any, targets: Any, starts: Any) -> None:
+        copies.append((len(sources), int((cache.lengths[sources] - starts).sum())))
+        copy(sources, targets, starts)
 
-    cache.copy_row = counted  # type: ignore[method-assign]
-    assert branch(cache, np.array([4, 2, 0])).tolist() == [4, 2, 0]
-    assert copies == []
-    rows = branch(cache, np.array([1, 1, 5, 1]))
-    assert len(copies) == 2
-    assert cache.states[0][rows, 0].tolist() == [1, 1, 5, 1]
-    assert len(set(rows.tolist())) == 4
+    cache.copy_rows = counted  # type: ignore[method-assign]
+    beams = BeamRows(cache, 3)
+    texts: list[list[int]] = [[], []]
+    for parents in ([0, 1], [0, 0, 0, 1, 1], [0, 1, 2, 3], [2, 2, 1], [0, 1, 1], [0, 1, 1]):
+        beams.go_on(np.array(parents))
+        texts = [[*texts[parent], 10 * len(texts[parent]) + i] for i, parent in enumerate(parents)]
+        cache.lengths[beams.rows] += 1
+        for tensor in (*cache.k, *cache.v):
+            for row, text in zip(beams.rows, texts, strict=True):
+                tensor.numpy()[row, len(text) - 1] = text[-1]
+                assert tensor.numpy()[row, : len(text), 0, 0].tolist() == text
+    # At first all tokens, then those that a row and its new parent do not share.
+    assert copies == [(3, 3), (1, 2), (1, 3), (1, 1)]
 
 
 @pytest.mark.parametrize("parents", list(itertools.product(range(3), repeat=3)))
 def test_any_beams_go_on_from_any(parents: tuple[int, ...]) -> None:
-    cache = RecurrentCache([np.arange(3, dtype=np.float32)[:, None]], 9)
-    rows = branch(cache, np.array(parents))
-    assert sorted(rows.tolist()) == [0, 1, 2]
-    assert cache.states[0][rows, 0].tolist() == list(parents)
+    cache = RecurrentCache([np.zeros((3, 1), np.float32)], 9)
+    beams = BeamRows(cache, 3)
+    beams.go_on(np.zeros(3, np.int32))
+    cache.states[0][beams.rows, 0] = range(3)
+    beams.go_on(np.array(parents))
+    assert sorted(beams.rows.tolist()) == [0, 1, 2]
+    assert cache.states[0][beams.rows, 0].tolist() == list(parents)
 
 
 # Parts

@@ -121,7 +121,7 @@ def test_rows_of_a_cache(tiny: Gpt) -> None:
     cache = tiny.new_cache(3, 20)
     tiny([1, 2, 3, 4, 5], [0, 3, 5], cache, rows=[2, 0])
     assert cache.lengths.tolist() == [2, 0, 3]
-    cache.copy_row(2, 1)
+    cache.copy_rows([2], [1])
     logits = tiny([9, 9, 9], [0, 1, 2, 3], cache, rows=[1, 0, 2], logits="last").numpy()
     assert cache.lengths.tolist() == [3, 4, 4]
     np.testing.assert_array_equal(logits[0], logits[2])

@@ -234,7 +234,7 @@ def test_rows_of_a_cache_are_copied(device):
     model = gpt(device=device)
     cache = model.new_cache(2, 30)
     model(packed((9,))[0], None, cache, rows=[0])
-    cache.copy_row(0, 1)
+    cache.copy_rows([0], [1])
     first, second = fetched(model([4, 4], [0, 1, 2], cache))
     assert_same_bits(first, second)
 

@@ -89,7 +89,7 @@ def test_piece_by_piece_equals_at_once(model: RecurrentLM) -> None:
 def test_rows_are_copied_and_forgotten(model: RecurrentLM) -> None:
     cache = model.new_cache(2)
     model(TEXTS[0], cache=cache, rows=[0])
-    cache.copy_row(0, 1)
+    cache.copy_rows([0], [1])
     after = [model([7], cache=cache, rows=[row]).numpy() for row in (0, 1)]
     np.testing.assert_array_equal(after[0], after[1])
     cache.truncate(0, 9)  # all that it has

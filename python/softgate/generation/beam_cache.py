@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from softgate.generation.beam import BeamSearch, FloatArray, Hypothesis, IntArray, search
 from softgate.generation.decoding import CHUNK, Ids
@@ -24,21 +25,19 @@ def search_with_cache(
     stop = settings.stop_tokens
     ends = tuple(model.config.eos_token_ids if stop is None else stop)
     settings.check_vocabulary(model.config.vocab_size, ends)
-    width = settings.num_beams
     capacity = max(map(len, prompts)) + settings.max_new_tokens
-    cache = model.new_cache(width * len(prompts), capacity)
-    rows = width * np.arange(len(prompts), dtype=np.int32)
+    cache = model.new_cache(settings.num_beams * len(prompts), capacity)
+    beams = BeamRows(cache, settings.num_beams)
 
     def advance(tokens: IntArray, parents: IntArray) -> FloatArray:
-        nonlocal rows
-        rows = branch(cache, rows[parents])
+        beams.go_on(parents)
         offsets = np.arange(len(tokens) + 1, dtype=np.int32)
         logits: FloatArray = (
-            model(tokens, offsets, cache, rows=rows, logits="last").to("cpu").numpy()
+            model(tokens, offsets, cache, rows=beams.rows, logits="last").to("cpu").numpy()
         )
         return logits
 
-    first = _read(model, prompts, cache, rows)
+    first = _read(model, prompts, cache, beams.rows)
     found = search([prompt.tolist() for prompt in prompts], settings, ends, first, advance)
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -46,24 +45,49 @@ def search_with_cache(
     return [[replace(one, text=_text(tokenizer, one, ends)) for one in texts] for texts in found]
 
 
-def branch(cache: Any, parents: IntArray) -> IntArray:
-    """Rows of the cache that go on from `parents`, rows too, of which some come several times.
+class BeamRows:
+    """Where the texts of a search are in a model's cache: rows, int32 `[texts]`.
 
-    The first to go on from a row takes it; only the others copy it, into rows that none goes on
-    from.
+    Prompt i has the cache's `num_beams` rows from i * num_beams on; its first is where it is read.
     """
-    needed = set(parents.tolist())
-    free = iter([row for row in range(len(cache.lengths)) if row not in needed])
-    rows = []
-    for parent in parents.tolist():
-        if parent in needed:
-            needed.remove(parent)
-            rows.append(parent)
-        else:
-            row = next(free)
-            cache.copy_row(parent, row)
-            rows.append(row)
-    return np.array(rows, dtype=np.int32)
+
+    def __init__(self, cache: Any, num_beams: int) -> None:
+        self.cache = cache
+        self.num_beams = num_beams
+        self.rows: IntArray = np.arange(0, cache.batch, num_beams, dtype=np.int32)
+        # In which row each token was read first: rows of which these are equal hold the same.
+        self._origins = np.repeat(np.arange(cache.batch)[:, None], cache.capacity, axis=1)
+
+    @property
+    def prompts(self) -> npt.NDArray[np.int64]:
+        """Of each text."""
+        return self.rows // np.int64(self.num_beams)
+
+    def go_on(self, parents: IntArray) -> None:
+        """Continue texts, of which some come several times.
+
+        The first to go on from a row keeps it; only the others copy it, from where they part, into
+        rows that none goes on from.
+        """
+        sources = self.rows[parents]
+        first = np.unique(sources, return_index=True)[1]
+        others = np.setdiff1d(np.arange(len(sources)), first)
+        self.rows = sources.copy()
+        if not len(others):
+            return
+        used = set(sources.tolist())
+        for i in others:
+            start = int(sources[i]) // self.num_beams * self.num_beams
+            self.rows[i] = next(
+                row for row in range(start, start + self.num_beams) if row not in used
+            )
+            used.add(int(self.rows[i]))
+        old, new = sources[others], self.rows[others]
+        seen = np.arange(self.cache.capacity) < self.cache.lengths[old][:, None]
+        differs = (self._origins[old] != self._origins[new]) & seen
+        starts = np.where(differs.any(axis=1), differs.argmax(axis=1), self.cache.lengths[old])
+        self.cache.copy_rows(old, new, starts)
+        self._origins[new] = np.where(seen, self._origins[old], new[:, None])
 
 
 def _read(model: LanguageModel, prompts: Sequence[Ids], cache: Any, rows: IntArray) -> FloatArray:

@@ -237,8 +237,9 @@ class Decoder:
         for source, text in enumerate(self._running.copy()):
             if self._cache.lengths[text.row] == len(text.context):
                 followers = self._followers.pop(text.row, [])
-                for follower in followers:
-                    self._cache.copy_row(text.row, follower.row)
+                if followers:
+                    rows = [follower.row for follower in followers]
+                    self._cache.copy_rows([text.row] * len(rows), rows)
                 self._running += followers
                 ready += [text, *followers]
                 sources += [source] * (1 + len(followers))

@@ -16,6 +16,7 @@ from softgate.checkpoint.names import check_shapes
 from softgate.generation import LanguageModel
 from softgate.models.recurrent_config import CELLS, Cell, RecurrentConfig, along
 from softgate.models.sequences import check_packed
+from softgate.nn.decoder import Rows
 from softgate.text import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
@@ -99,11 +100,12 @@ class RecurrentCache:
                 state[row] = first[0]
             self.lengths[row] = 0
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Make the row `target` hold what `source` does."""
+    def copy_rows(self, sources: Rows, targets: Rows, starts: Rows | None = None) -> None:
+        """Make each row of `targets` hold what that of `sources` does; states are copied whole,
+        whatever `starts`."""
         for state in self.states:
-            state[target] = state[source]
-        self.lengths[target] = self.lengths[source]
+            state[targets] = state[sources]
+        self.lengths[targets] = self.lengths[sources]
 
 
 class RecurrentLM(nn.Module, LanguageModel):

@@ -19,7 +19,7 @@ from softgate.checkpoint.names import Source
 from softgate.checkpoint.transformer import HEAD, HEAD_BIAS, canonical_names, sources
 from softgate.generation import BeamSearch, EncoderDecoder
 from softgate.generation.beam import Advance
-from softgate.generation.beam_cache import branch
+from softgate.generation.beam_cache import BeamRows
 from softgate.models.gpt_config import ACTIVATIONS
 from softgate.models.packing import fetched, positions
 from softgate.models.sequences import Batch, PackedIds, pack_ids
@@ -385,26 +385,24 @@ class Transformer(nn.Module, EncoderDecoder):
         self, sources: Sequence[Sequence[int]], settings: BeamSearch
     ) -> tuple[FloatArray, Advance]:
         encoded = self.encode([list(source) for source in sources])
-        keys, count, width = self._keys(encoded), len(sources), settings.num_beams
-        cache = self._new_cache(
-            len(self.decoder.layers), width * count, settings.max_new_tokens
-        )  # the last token is not read again
-        rows: IntArray = width * np.arange(count, dtype=np.int32)
-        chosen = np.arange(count)  # the source of each text
+        keys, count = self._keys(encoded), len(sources)
+        # The last token is not read again.
+        capacity = settings.max_new_tokens
+        cache = self._new_cache(len(self.decoder.layers), settings.num_beams * count, capacity)
+        beams = BeamRows(cache, settings.num_beams)
 
         def read(tokens: IntArray) -> FloatArray:
-            offsets = np.arange(len(tokens) + 1, dtype=np.int32)
+            offsets, rows = np.arange(len(tokens) + 1, dtype=np.int32), beams.rows
             inputs = _Inputs.of(tokens, offsets, cache.lengths[rows], self.device, rows)
             # Texts of one source stand together and read its keys once; ended ones have none.
-            ends = np.cumsum(np.bincount(chosen, minlength=count))
+            ends = np.cumsum(np.bincount(beams.prompts, minlength=count))
             cu_queries = SequenceOffsets(np.concatenate([[0], ends]).astype(np.int32), self.device)
             x, *_ = self._decode(inputs, cache, keys, cu_queries)
             cache.lengths[rows] += 1
             return fetched(self._logits(x))
 
         def advance(tokens: IntArray, parents: IntArray) -> FloatArray:
-            nonlocal rows, chosen
-            rows, chosen = branch(cache, rows[parents]), chosen[parents]
+            beams.go_on(parents)
             return read(tokens)
 
         start = self.config.decoder_start_token_id

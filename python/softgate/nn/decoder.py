@@ -17,6 +17,7 @@ from softgate.nn.module import Module, Parameter
 from softgate.ops import Offsets
 
 IntArray = npt.NDArray[np.int32]
+Rows = Sequence[int] | npt.NDArray[np.integer]
 
 
 class Norm(Module):
@@ -103,16 +104,29 @@ class KVCache:
             )
         self.lengths[row] = length
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Make the row `target` hold what `source` does.
+    def copy_rows(self, sources: Rows, targets: Rows, starts: Rows | None = None) -> None:
+        """Make each row of `targets` hold what that of `sources` does. None may be both.
 
-        Raises IndexError for a row that is not there.
+        starts: how many tokens each target has of its source already, by default none. Raises
+        IndexError for a row that is not there.
         """
-        length = self.lengths[source]
-        self.lengths[target] = 0  # until all of it is there
-        for tensor in (*self.k, *self.v):
-            tensor[target, :length].copy_(tensor[source, :length])
-        self.lengths[target] = length
+        lengths = self.lengths[sources]
+        starts = np.zeros(len(lengths), np.int32) if starts is None else np.asarray(starts)
+        self.lengths[targets] = 0  # until all of it is there
+        if self.device == "cpu":
+            counts = lengths - starts
+            ends = np.cumsum(counts)
+            places = np.arange(counts.sum()) + np.repeat(starts - ends + counts, counts)
+            source = np.repeat(np.multiply(sources, self.capacity), counts) + places
+            target = np.repeat(np.multiply(targets, self.capacity), counts) + places
+            for tensor in (*self.k, *self.v):
+                tokens = tensor.numpy().reshape(self.batch * self.capacity, -1)
+                tokens[target] = tokens[source]
+        else:
+            for row, to, start, end in zip(sources, targets, starts, lengths, strict=True):
+                for tensor in (*self.k, *self.v):
+                    tensor[to, start:end].copy_(tensor[row, start:end])
+        self.lengths[targets] = lengths
 
 
 @dataclass(frozen=True)
