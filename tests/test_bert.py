@@ -248,7 +248,7 @@ def test_broken_tensors_are_listed(name, tiny_folder, tmp_path):
 BROKEN_CONFIGS = {
     "unknown family": (
         {"model_type": "xlnet"},
-        "model_type is 'xlnet', softgate supports: albert, bert,",
+        "model_type is 'xlnet', softgate supports: albert, bart,",
     ),
     "no family": ({"model_type": None}, "model_type is None"),
     "missing size": ({"hidden_size": ...}, "hidden_size missing"),

@@ -242,6 +242,28 @@ RUNS = [
         *("attention_float", "combine", "weights"),
         dtypes=DTYPES[:1],
     ),
+    # With a relative bias: what is before the results is the same as with a mask, or without.
+    *runs(
+        "attention",
+        [
+            AttentionCase(lengths, key_lengths, head_dim=dim, reach=20, **GROUPED)
+            for dim in (32, 64, 96, 128, 256)
+            for lengths, key_lengths in [((40, 9), (70, 33)), ((1, 3, 0), (300, 5, 4))]
+        ],
+        "attention_float",
+        dtypes=DTYPES[:1],
+        points=("thread", "block"),
+    ),
+    *runs(
+        "attention",
+        [
+            AttentionCase((40, 9), (70, 33), head_dim=64, reach=20, **GROUPED),
+            AttentionCase((1, 3, 0), (300, 5, 4), head_dim=64, reach=20, **GROUPED),
+        ],
+        *("attention_kernel", "weights"),
+        dtypes=DTYPES[1:],
+        points=("thread", "block"),
+    ),
     *runs(
         "decode",
         [

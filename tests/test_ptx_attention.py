@@ -86,13 +86,13 @@ class Run:
     def start_tiles(self, items: int, *, split: bool) -> None:
         """The kernel of long sequences or, with the one that joins its results, of short ones."""
         num_heads, num_kv_heads, *_ = self.heads
-        warps = 4
+        warps, general = 4, str(self.general).lower()
         if self.dtype == "float32":
             dim = next(d for d in (32, 64, 96, 128, 256) if self.head_dim <= d)
             rows = 16 if split or dim > 128 else 32
             shared = 4 * (rows * dim + 32 * (dim + 4) + rows * 32)
             shape = f"FloatShape<{dim}, {str(split).lower()}>"
-            name, partials = f"attention_float_kernel<{shape} >", 1
+            name, partials = f"attention_float_kernel<{shape}, {general}>", 1
         else:
             dim = self.head_dim
             if split and dim > 128:
@@ -103,7 +103,6 @@ class Run:
                 keys //= 2
             shared = (rows + 2 * keys) * 2 * dim
             shape = f"Shape<{dim}, {str(split).lower()}>"
-            general = str(self.general).lower()
             name = f"attention_kernel<{ptx.ELEMENTS[self.dtype]}, {shape}, {general}>"
             partials = warps
         parts = items // (SPLIT_KEYS if split else rows) + self.batch
@@ -206,7 +205,7 @@ def test_no_instance_is_left_out():
     float_shapes = [f"FloatShape<{d}, {split}>" for d in (32, 64, 96, 128, 256) for split in flags]
     assert ptx.kernels(SOURCE).keys() == {
         *(f"attention_kernel<{t}, {s}, {g}>" for t in of_16_bits for s in shapes for g in flags),
-        *(f"attention_float_kernel<{s} >" for s in float_shapes),
+        *(f"attention_float_kernel<{s}, {g}>" for s in float_shapes for g in flags),
         *(f"combine_kernel<{t}, {s} >" for t in of_16_bits for s in shapes if "true" in s),
         *(f"combine_kernel<float, {s} >" for s in float_shapes if "true" in s),
         *(f"weights_kernel<{t}>" for t in ptx.ELEMENTS.values()),

@@ -752,7 +752,7 @@ __device__ __forceinline__ void load_floats(float* to, int first, int end, int h
   }
 }
 
-template <class Shape>
+template <class Shape, bool kGeneral>
 __global__ void __launch_bounds__(Shape::kThreads)
     attention_float_kernel(const AttentionArgs<float> args, const Partials<Shape> partials) {
   constexpr int kWarpRows = Shape::kWarpRows, kPaddedDim = Shape::kPaddedDim;
@@ -809,9 +809,13 @@ __global__ void __launch_bounds__(Shape::kThreads)
     for (int r = 0; r < kWarpRows; ++r) {
       const int row = min(first_row + warp() * kWarpRows + r, sequence.rows() - 1);
       const Range seen = sequence.keys_of(sequence.query_of(row));
-      const float score = key >= seen.begin && key < seen.end
-                              ? final_score(args, sequence, row, key, scores[r])
-                              : -kInf;
+      float score = -kInf;
+      if (key >= seen.begin && key < seen.end) {
+        if constexpr (kGeneral)
+          score = final_score(args, sequence, row, key, scores[r]);
+        else
+          score = scores[r] * args.scale;
+      }
       const float top = fmaxf(maxima[r], warp_reduce<Larger>(score));
       const float shrink = ptx::ex2_approx_ftz((maxima[r] - top) * kLog2E);
       const float weight = ptx::ex2_approx_ftz((score - top) * kLog2E);
@@ -921,10 +925,12 @@ void launch_tiles(const AttentionArgs<T>& args, std::int64_t parts, const Partia
             .stream = stream},
            args, partials);
   };
+  const bool general = args.bool_mask || args.add_mask || args.relative_bias ||
+                       args.softcap > 0.0f || !(args.scale > 0.0f);
   if constexpr (std::is_same_v<T, float>)
-    start(attention_float_kernel<Shape>, Shape::kSharedBytes);
-  else if (args.bool_mask || args.add_mask || args.relative_bias || args.softcap > 0.0f ||
-           !(args.scale > 0.0f))
+    start(general ? attention_float_kernel<Shape, true> : attention_float_kernel<Shape, false>,
+          Shape::kSharedBytes);
+  else if (general)
     start(attention_kernel<T, Shape, true>, TileShape<Shape, true>::kSharedBytes);
   else
     start(attention_kernel<T, Shape, false>, TileShape<Shape, false>::kSharedBytes);
