@@ -13,10 +13,10 @@ from softgate.checkpoint.names import Source
 class Names:
     """What a family calls its tensors, without `.weight` and `.bias`.
 
-    prefix: of everything but the head and its bias; files of a model without head lack it. shared,
-    source: the embedding, of both sides or of targets, and that of sources of their own. side,
+    prefix: of everything but the head and its bias; files of a model without head lack it. layers:
+    what layers are called. source, target: the embeddings where the sides have their own. side,
     encoder, decoder: softgate's name of a part of a side, of its layers, to those that it joins
-    along its rows. layers: what layers are called.
+    along its rows.
     """
 
     prefix: str
@@ -26,11 +26,6 @@ class Names:
     side: Mapping[str, str]
     encoder: Mapping[str, tuple[str, ...]]
     decoder: Mapping[str, tuple[str, ...]]
-
-
-def _bart(attention: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    q, k, v = (f"{attention}.{one}_proj" for one in "qkv")
-    return (q,), (k, v)
 
 
 _ENCODER = {
@@ -167,9 +162,9 @@ def canonical_names(model_type: str, found: Iterable[str], wanted: Iterable[str]
         )
     ]  # fmt: skip
     shared, *sides = tables[:3]
-    if shared in wanted and shared not in names:  # some files have it as one side's only
-        for stored in [names[table] for table in sides if table in names]:
-            names[shared] = stored
+    of_a_side = [names[table] for table in sides if table in names]
+    if shared in wanted and shared not in names and of_a_side:  # so some files have it
+        names[shared] = of_a_side[-1]
     left_out = {*tables, HEAD, HEAD_BIAS} - wanted
     return {
         name: stored

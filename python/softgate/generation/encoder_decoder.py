@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from softgate.text import MarianTokenizer, Tokenizer
 Source = Sequence[int] | str
 
 
-class EncoderDecoder:
+class EncoderDecoder(ABC):
     """A model that reads sources and writes targets, which `generate`s, `translate`s and `score`s.
 
     beams: the settings of searches unless the caller has others; batch_size: sources that they
@@ -30,23 +31,19 @@ class EncoderDecoder:
     beams: BeamSearch
     batch_size = 128
 
+    @abstractmethod
     def begin(
         self, sources: Sequence[Sequence[int]], settings: BeamSearch
     ) -> tuple[FloatArray, Advance]:
         """Read sources and the token that begins a target: what may follow, and how to go on; see
         `softgate.generation.beam.search`."""
-        raise NotImplementedError
 
-    def logits_of(self, sources: Sequence[Sequence[int]], targets: list[list[int]]) -> FloatArray:
-        """What may follow each token of the targets, `[total_tokens, vocab]`."""
-        raise NotImplementedError
-
+    @abstractmethod
     def attention_weights(
         self, source: list[int], target: list[int]
     ) -> Mapping[str, Sequence[FloatArray]]:
         """Of each kind of attention that there is each layer's weights, `[num_heads, rows,
         columns]`: "cross", of target to source; "encoder" and "decoder", of those to themselves."""
-        raise NotImplementedError
 
     def generate(
         self,
@@ -112,7 +109,8 @@ class EncoderDecoder:
         bos = self.config.decoder_start_token_id
         read = [self._source_ids(source, i) for i, source in enumerate(sources)]
         given = [[bos, *self._target_ids(target, i)] for i, target in enumerate(targets)]
-        logits = self.logits_of(read, given)
+        model: Any = self  # whose forward pass gives what may follow each token
+        logits = model(read, given).logits
         scores, start = [], 0
         for target in given:
             rows = logits[start : start + len(target) - 1]

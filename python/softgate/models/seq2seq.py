@@ -303,10 +303,6 @@ class Seq2Seq(nn.Module, EncoderDecoder):
         x = _rows(self.target_embedding, tokens)
         return self._steps(x, offsets, state, memory, offsets[:-1] if sources is None else sources)
 
-    def logits_of(self, sources: Sequence[Sequence[int]], targets: list[list[int]]) -> FloatArray:
-        logits: FloatArray = self([list(source) for source in sources], targets).logits
-        return logits
-
     def attention_weights(
         self, source: list[int], target: list[int]
     ) -> Mapping[str, Sequence[FloatArray]]:

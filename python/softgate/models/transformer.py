@@ -335,7 +335,6 @@ class Transformer(nn.Module, EncoderDecoder):
         Raises ValueError for ids outside the vocabulary, sequences without tokens or longer than
         the positions, and unequal numbers of sources and targets.
         """
-        config = self.config
         source = self._packed("source_ids", source_ids, source_mask)
         target = self._packed("target_ids", target_ids, target_mask)
         batch, given = len(target.lengths), len(source.lengths)
@@ -357,7 +356,6 @@ class Transformer(nn.Module, EncoderDecoder):
                 "cross_attentions": cross_weights,
             }
         logits = fetched(self._logits(x))
-        assert logits.shape[1] == config.vocab_size
         states = source.restore(fetched(encoded.states))
         return TransformerOutput(target.restore(logits), states, **attentions)
 
@@ -365,10 +363,6 @@ class Transformer(nn.Module, EncoderDecoder):
         """Read the sources, in the forms that `forward` takes."""
         encoded, _ = self._encode(self._packed("source_ids", source_ids, source_mask), False)
         return encoded
-
-    def logits_of(self, sources: Sequence[Sequence[int]], targets: list[list[int]]) -> FloatArray:
-        logits: FloatArray = self([list(source) for source in sources], targets).logits
-        return logits
 
     def attention_weights(
         self, source: list[int], target: list[int]
