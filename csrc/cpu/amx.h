@@ -9,9 +9,16 @@ namespace softgate::cpu::SOFTGATE_ISA {
 inline constexpr int kTileHeight = 16;
 inline constexpr int kTileBytes = kTileHeight * 64;
 
+struct TileShape {
+  std::uint8_t rows;
+  std::uint8_t bytes_per_row;
+};
+inline constexpr TileShape kWholeTile = {kTileHeight, 64};
+
 #if defined(SOFTGATE_EMULATE_AVX512)
 
 struct TileFile {
+  TileShape shape[8];
   float tile[8][kTileHeight][16];
 };
 SG_INLINE TileFile& tile_file() {
@@ -19,7 +26,9 @@ SG_INLINE TileFile& tile_file() {
   return file;
 }
 
-SG_INLINE void tile_begin() {}
+SG_INLINE void tile_begin(const TileShape (&shapes)[8]) {
+  __builtin_memcpy(tile_file().shape, shapes, sizeof shapes);
+}
 SG_INLINE void tile_end() {}
 
 template <int T>
@@ -28,13 +37,18 @@ SG_INLINE void tile_zero() {
 }
 template <int T>
 SG_INLINE void tile_load(const void* p, std::int64_t stride) {
-  for (int r = 0; r < kTileHeight; ++r)
-    __builtin_memcpy(tile_file().tile[T][r], static_cast<const char*>(p) + r * stride, 64);
+  const TileShape shape = tile_file().shape[T];
+  tile_zero<T>();
+  for (int r = 0; r < shape.rows; ++r)
+    __builtin_memcpy(tile_file().tile[T][r], static_cast<const char*>(p) + r * stride,
+                     shape.bytes_per_row);
 }
 template <int T>
 SG_INLINE void tile_store(void* p, std::int64_t stride) {
-  for (int r = 0; r < kTileHeight; ++r)
-    __builtin_memcpy(static_cast<char*>(p) + r * stride, tile_file().tile[T][r], 64);
+  const TileShape shape = tile_file().shape[T];
+  for (int r = 0; r < shape.rows; ++r)
+    __builtin_memcpy(static_cast<char*>(p) + r * stride, tile_file().tile[T][r],
+                     shape.bytes_per_row);
 }
 
 SG_INLINE float bfloat16_at(const float* row, int i) {
@@ -48,17 +62,26 @@ inline std::int32_t byte_at(const float* row, int i, bool has_sign) {
   return has_sign ? static_cast<std::int8_t>(byte) : byte;
 }
 
-template <int C, int A, int B>
-SG_INLINE void tile_dot_integers() {
+template <int C, int A, int B, bool kHasSign>
+SG_INLINE void tile_dot_bytes() {
   auto& t = tile_file().tile;
   for (int m = 0; m < kTileHeight; ++m)
     for (int n = 0; n < 16; ++n) {
       std::int32_t sum;
       __builtin_memcpy(&sum, &t[C][m][n], 4);
       for (int k = 0; k < 64; ++k)
-        sum += byte_at(t[A][m], k, true) * byte_at(t[B][k / 4], 4 * n + k % 4, false);
+        sum += byte_at(t[A][m], k, true) * byte_at(t[B][k / 4], 4 * n + k % 4, kHasSign);
       __builtin_memcpy(&t[C][m][n], &sum, 4);
     }
+}
+
+template <int C, int A, int B>
+SG_INLINE void tile_dot_integers() {
+  tile_dot_bytes<C, A, B, false>();
+}
+template <int C, int A, int B>
+SG_INLINE void tile_dot_signed_integers() {
+  tile_dot_bytes<C, A, B, true>();
 }
 
 template <int C, int A, int B>
@@ -77,13 +100,17 @@ SG_INLINE void tile_dot_bfloat16() {
 
 #else
 
-// All tiles whole; what a thread uses until tile_end.
-SG_INLINE void tile_begin() {
+// What a thread's tiles are until tile_end.
+SG_INLINE void tile_begin(const TileShape (&shapes)[8]) {
   struct alignas(64) {
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    std::uint16_t bytes_per_row[16] = {};
+    std::uint8_t rows[16] = {};
   } config;
+  for (int i = 0; i < 8; ++i) {
+    config.bytes_per_row[i] = shapes[i].bytes_per_row;
+    config.rows[i] = shapes[i].rows;
+  }
   static_assert(sizeof config == 64);
   asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
 }
@@ -108,6 +135,12 @@ SG_INLINE void tile_dot_integers() {
   asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
 
+// TDPBSSD: the same, both with a sign.
+template <int C, int A, int B>
+SG_INLINE void tile_dot_signed_integers() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+}
+
 // TDPBF16PS: C[m][n] += sum over k of A[m][2k] B[k][2n] + A[m][2k + 1] B[k][2n + 1].
 template <int C, int A, int B>
 SG_INLINE void tile_dot_bfloat16() {
@@ -115,6 +148,12 @@ SG_INLINE void tile_dot_bfloat16() {
 }
 
 #endif
+
+// All tiles whole.
+SG_INLINE void tile_begin() {
+  tile_begin({kWholeTile, kWholeTile, kWholeTile, kWholeTile, kWholeTile, kWholeTile, kWholeTile,
+              kWholeTile});
+}
 
 // Tiles 0 to 3: the sums of one tile of rows, or two, times both halves of a panel, which lie as
 // [rows, kPanel].

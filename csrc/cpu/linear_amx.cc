@@ -12,6 +12,7 @@
 namespace softgate::cpu::SOFTGATE_ISA {
 
 void linear(const PanelLinearArgs& args);
+void linear_groups_amx(const PanelLinearArgs& args);
 void linear_rows_amx(const PanelLinearArgs& args);
 
 namespace {
@@ -393,9 +394,8 @@ bool splits_row(const std::uint16_t* words, std::int64_t columns, bool is_bfloat
 }  // namespace
 
 void linear_amx(const PanelLinearArgs& args) {
-  if (args.format.type == WeightType::int8 && !args.format.grouped &&
-      args.linear.rows >= kMinTileRows)
-    return linear_rows_amx(args);
+  if (args.format.is_integer() && args.linear.rows >= kMinTileRows)
+    return args.format.grouped ? linear_groups_amx(args) : linear_rows_amx(args);
   if (args.linear.rows < kMinSplitRows || !args.splits) return linear(args);
   switch (args.format.type) {
     case WeightType::float32: return SplitTask<SplitFloat32>(args).run_all();

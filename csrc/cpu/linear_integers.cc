@@ -1,5 +1,6 @@
 // linear on integer weights: rows of x are quantised first, then multiplied in integers.
 #include "cpu/kernels.h"
+#include "cpu/linear_groups.h"
 #include "cpu/linear_task.h"
 #include "cpu/quantised_rows.h"
 
@@ -12,15 +13,6 @@ namespace {
 
 // Two integer and two float sums a row, two vectors of weights and one of x stay in registers.
 constexpr int kGroupRows = kLanes == 16 ? 6 : kLanes == 8 ? 3 : 2;
-
-constexpr std::int64_t kStepBytes = kPanel * kDotDepth;
-constexpr std::int64_t kHalfStepBytes = kStepBytes / 2;
-constexpr std::int64_t kWideBytes = sizeof(vw);
-constexpr std::int64_t kSliceBytes = 20 * 1024;
-
-SG_INLINE const std::uint8_t* as_bytes(const char* p) {
-  return reinterpret_cast<const std::uint8_t*>(p);
-}
 
 // int8 with a scale per row: integer sums over the whole depth.
 class RowProduct : public VectorProduct {
@@ -85,34 +77,6 @@ class RowProduct : public VectorProduct {
   }
 
   const QuantisedRows& x_;
-};
-
-// A group's scales, minimums and integers, as they are stored.
-template <bool Minimums>
-struct ByteGroups {
-  static constexpr bool kMinimums = Minimums;
-  static constexpr std::int32_t kOffset = kDotOffset;
-  static constexpr std::int64_t kScaleBytes = kPanel * 2 * (Minimums ? 2 : 1);
-  static constexpr std::int64_t kBytes = kScaleBytes + kGroupSize * kPanel;
-
-  SG_INLINE vf scale(const char* unit, int j) {
-    return load_half(reinterpret_cast<const std::uint16_t*>(unit) + j * kLanes);
-  }
-  SG_INLINE vf minimum(const char* unit, int j) { return scale(unit, j + 2); }
-  SG_INLINE void weights(const char* unit, std::int64_t step, vw& w0, vw& w1) {
-    const std::uint8_t* p = as_bytes(unit) + kScaleBytes + step * kStepBytes;
-    w0 = load_weights(p);
-    w1 = load_weights(p + kHalfStepBytes);
-  }
-};
-
-struct NibbleGroups : ByteGroups<true> {
-  static constexpr std::int32_t kOffset = 0;
-  static constexpr std::int64_t kBytes = kScaleBytes + kGroupSize * kLanes;
-
-  SG_INLINE void weights(const char* unit, std::int64_t step, vw& w0, vw& w1) {
-    load_nibbles(as_bytes(unit) + kScaleBytes + step * kHalfStepBytes, w0, w1);
-  }
 };
 
 // As the arithmetic wants them: scales and minimums in float32, integers as vectors.

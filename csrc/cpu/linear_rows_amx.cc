@@ -1,6 +1,5 @@
 // linear on 8-bit weights that have a scale per row, with AMX: the integers that linear_integers.cc
-// forms, and so its bits. (With a scale per group tiles gain nothing: every 32 of depth they would
-// have to be read back.)
+// forms, and so its bits.
 #include "cpu/amx.h"
 #include "cpu/linear_task.h"
 #include "cpu/quantised_rows.h"

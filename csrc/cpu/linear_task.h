@@ -5,7 +5,8 @@
 //
 // A Product knows the arithmetic of a format:
 //
-//   kFewRows, kManyRows     of one tile, and of a tile where there are several
+//   kFewRows, kManyRows     of one tile, and of a tile where there are several; without few rows
+//                           nothing streams
 //   units()                 of depth in a panel; kUnitBytes each, after kHeadBytes
 //   row_bytes()             of one row of x, as multiply reads it
 //   kSliceUnits, kStepUnits units of a slice; how many units are multiplied between prefetches
@@ -97,10 +98,10 @@ class LinearTask {
                          part_begin(blocking_.row_tiles, blocking_.row_blocks, block + 1)};
     const Range panels = {part_begin(blocking_.panels, blocking_.panel_groups, group),
                           part_begin(blocking_.panels, blocking_.panel_groups, group + 1)};
-    if (blocking_.row_tiles == 1)
-      stream(tiles.begin, panels);
-    else
-      block_by_block(tiles, panels);
+    if constexpr (Product::kFewRows > 0) {
+      if (blocking_.row_tiles == 1) return stream(tiles.begin, panels);
+    }
+    block_by_block(tiles, panels);
   }
 
   std::int64_t first_row(std::int64_t tile) const {

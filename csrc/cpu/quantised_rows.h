@@ -21,14 +21,14 @@ class QuantisedRows {
         stride_(depth_ + kLineBytes) {}
 
   std::int64_t bytes() const {
-    return rows_ * stretches_ * 3 * kFloat + (rows_ + kRowsBeyond) * stride_ * kElement;
+    return 3 * numbers() * kFloat + (rows_ + kRowsBeyond) * stride_ * kElement;
   }
 
   void fill(const LinearArgs<float>& args, void* workspace) {
     scales_ = static_cast<float*>(workspace);
-    totals_ = scales_ + rows_ * stretches_;
-    starts_ = reinterpret_cast<std::int32_t*>(totals_ + rows_ * stretches_);
-    values_ = reinterpret_cast<DotElement*>(starts_ + rows_ * stretches_);
+    totals_ = scales_ + numbers();
+    starts_ = reinterpret_cast<std::int32_t*>(totals_ + numbers());
+    values_ = reinterpret_cast<DotElement*>(starts_ + numbers());
     for_each_row_range(rows_, in_features_ * kFloat, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) fill_row(args.x + row * args.x_stride, row);
     });
@@ -46,6 +46,8 @@ class QuantisedRows {
  private:
   static constexpr std::int64_t kRowsBeyond = 31;  // which tiles read, and nothing comes of it
   static constexpr std::int64_t kElement = sizeof(DotElement);
+
+  std::int64_t numbers() const { return (rows_ + kRowsBeyond) * stretches_; }
 
   void fill_row(const float* x, std::int64_t row) {
     DotElement* to = values_ + row * stride_;
