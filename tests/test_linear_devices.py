@@ -192,13 +192,14 @@ def test_what_is_not_finite_makes_its_row_nan(device, rows, packed, dtype, value
 
 
 def test_longest_rows_do_not_overflow(device):
-    depth = 2**17
+    depth = 2**16
     values = np.full((2, depth), -128, np.int8)
     values[1] = 127
     q = reference.QuantizedWeight(values, np.ones(2, np.float32))
-    x = softgate.Tensor(np.ones((1, depth), np.float32)).to(device)
+    x = softgate.Tensor(np.repeat(np.array([[1], [-1]], np.float32), depth, axis=1)).to(device)
     result = fetched(ops.linear(x, pack_quantized(q, 8, False, device)))
-    np.testing.assert_allclose(result, [[-128.0 * depth, 127.0 * depth]], rtol=1e-6)
+    expected = np.array([[-128.0, 127.0], [128.0, -127.0]]) * depth
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("gated", [False, True])

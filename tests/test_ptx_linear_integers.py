@@ -73,8 +73,9 @@ def panels(q: reference.QuantizedWeight, packed: str, gated: bool) -> np.ndarray
             parts.append(np.ascontiguousarray(halves).view(np.uint8))
     whole = np.concatenate(parts, axis=-1).reshape(count, -1)
     if packed == "int8":
-        head = padded(q.scales[:, None], 1).reshape(count, 16).view(np.uint8)
-        whole = np.concatenate([head, whole], axis=1)
+        totals = q.values.sum(axis=1, dtype=np.int32)
+        heads = [padded(array[:, None], 1).reshape(count, 16) for array in (q.scales, totals)]
+        whole = np.concatenate([*(head.view(np.uint8) for head in heads), whole], axis=1)
     return whole
 
 
@@ -96,7 +97,7 @@ def struct(
 
 def workspace_of(rows: int, depth: int, grouped: bool) -> np.ndarray:
     tiles, units = -(-rows // 8), -(-depth // 32)
-    return np.full(tiles * (units * 256 + (units * 2 if grouped else 1) * 32), 0xA5, np.uint8)
+    return np.full(tiles * (units * 256 + (units if grouped else 1) * 64), 0xA5, np.uint8)
 
 
 def quantise(x: np.ndarray, dtype: str, packed: str, workspace: np.ndarray, **options: Any) -> Any:
@@ -123,19 +124,25 @@ def quantise(x: np.ndarray, dtype: str, packed: str, workspace: np.ndarray, **op
 
 
 def assert_quantised(x: np.ndarray, workspace: np.ndarray, packed: str) -> None:
-    """The workspace holds what the reference makes of x, and zeros around it."""
+    """The workspace holds what the reference makes of x, and around it zeros."""
     rows, depth = x.shape
     tiles, units = -(-rows // 8), -(-depth // 32)
-    stretch = depth if packed == "int8" else 32
-    values, scales = reference._symmetric(x.astype(np.float32), stretch)
+    x = np.pad(x.astype(np.float32), ((0, tiles * 8 - rows), (0, 0)))
+    if packed == "int8":
+        values, scales, shifts = reference._in_steps(x)
+    else:
+        values, scales = reference._symmetric(x, 32)
     expected = np.zeros((tiles * 8, units * 32), np.int8)
-    expected[:rows, :depth] = values
+    expected[:, :depth] = values
     tiled = workspace[: tiles * units * 256].view(np.int8).reshape(tiles, units, 8, 32)
     assert (tiled.transpose(0, 2, 1, 3).reshape(expected.shape) == expected).all()
     floats = workspace[tiles * units * 256 :].view(np.float32)
     if packed == "int8":
-        assert np.array_equal(floats[:rows], scales[:, 0], equal_nan=True)
+        pairs = floats.reshape(tiles, 2, 8)
+        assert np.array_equal(pairs[:, 0].ravel(), scales, equal_nan=True)
+        assert np.array_equal(pairs[:, 1].ravel().view(np.int32), shifts)
         return
+    values, scales = values[:rows], scales[:rows]
     floats = floats.reshape(tiles, units, 2, 8).transpose(2, 0, 3, 1).reshape(2, tiles * 8, units)
     totals = values.reshape(rows, units, 32).sum(axis=-1, dtype=np.float32)
     assert np.array_equal(floats[0, :rows], scales, equal_nan=True)

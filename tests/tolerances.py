@@ -105,7 +105,7 @@ def linear_scale(x, weight, bias=None, residual=None):
 def packed_linear_scale(x, weight, bias=None, residual=None, *, gated=False):
     """As `linear_scale`, of what a quantised weight and x stand for, and of gated ones."""
     if isinstance(weight, reference.QuantizedWeight):
-        x = reference.quantize_input(x, weight.stretch)
+        x = reference.quantize_input(x, grouped=weight.grouped)
         parts = [reference.QuantizedWeight(np.abs(weight.values.astype(int)), abs(weight.scales))]
         if weight.minimums is not None:
             parts.append(

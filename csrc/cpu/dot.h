@@ -34,7 +34,65 @@ SG_INLINE Quantised quantise(const float* x, std::int64_t n, DotElement* to, std
   return {bound / 127.0f, -kDotOffset * static_cast<std::int32_t>(sum_of_all)};
 }
 
-// The same for groups of 32, kLanes of them at a time; totals come times their scale.
+// x[n] as scale * (integer + shift): 256 steps from its lowest number or zero to its highest or
+// zero. Up to `padded`, a multiple of 4 * kLanes, follow integers that stand for zero.
+struct QuantisedRow {
+  float scale;         // NaN once a value is not finite
+  std::int32_t shift;  // 0 where elements are wide enough to hold it
+  std::int32_t start;  // what takes kDotOffset of the weights away again
+};
+
+SG_INLINE QuantisedRow quantise_row(const float* x, std::int64_t n, DotElement* to,
+                                    std::int64_t padded) {
+  constexpr std::int64_t kStep = 4 * kLanes;
+  const std::int64_t whole = n / kStep * kStep;
+  float last[kStep];
+  for (std::int64_t j = 0; j < kStep; ++j) last[j] = j < n - whole ? x[whole + j] : 0.0f;
+  const auto step_at = [=, &last](std::int64_t i) __attribute__((always_inline)) {
+    return i < whole ? x + i : last;
+  };
+
+  vf high[4], low[4], zeros[4];
+  for (int j = 0; j < 4; ++j) high[j] = low[j] = zeros[j] = zero();
+  for (std::int64_t i = 0; i <= whole; i += kStep) {
+    const float* from = step_at(i);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const vf value = load(from + j * kLanes);
+      high[j] = max(value, high[j]);
+      low[j] = min(value, low[j]);
+      zeros[j] = fma(value, zero(), zeros[j]);  // NaN once a value is not finite
+    }
+  }
+  const float highest = hmax(max(max(high[0], high[1]), max(high[2], high[3])));
+  const float lowest = -hmax(sub(zero(), min(min(low[0], low[1]), min(low[2], low[3]))));
+  const float no_number = sum(add(add(zeros[0], zeros[1]), add(zeros[2], zeros[3])));
+  const float scale = highest / 255.0f - lowest / 255.0f;
+  const float factor = scale > 1e-36f ? 1.0f / scale : 0.0f;
+
+  constexpr bool kWide = sizeof(DotElement) > 1;
+  const auto bottom = static_cast<std::int32_t>(__builtin_rintf(lowest * factor));
+  const std::int32_t shift = kWide ? 0 : bottom + 128;
+  const vi top = set1_int(bottom + 255), away = set1_int(shift);
+  vi totals[4];
+  for (int j = 0; j < 4; ++j) totals[j] = set1_int(0);
+  for (std::int64_t i = 0; i < padded; i += kStep) {
+    const float* from = step_at(i);
+    vi elements[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      elements[j] = sub(min(to_int(mul(load(from + j * kLanes), set1(factor))), top), away);
+      totals[j] = add(totals[j], elements[j]);
+    }
+    store_integers(to + i, elements);
+  }
+  const vi all = add(add(totals[0], totals[1]), add(totals[2], totals[3]));
+  return {.scale = scale + no_number,
+          .shift = shift,
+          .start = -kDotOffset * static_cast<std::int32_t>(sum(to_float(all)))};
+}
+
+// x[groups, 32], symmetrically, each group to its largest magnitude, kLanes of them at a time; totals come times their scale.
 struct QuantisedGroups {
   float *scales, *totals;
   std::int32_t* starts;

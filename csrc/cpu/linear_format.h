@@ -3,7 +3,7 @@
 //   float32, float16   [kPanel]
 //   bfloat16           [kLanes] pairs, the second kLanes columns on: one load gives two vectors
 //   int8 per row       [kDepthStep / kDotDepth, kPanel, kDotDepth], after a head of float32 scales
-//                      [kPanel]
+//                      and int32 totals of the integers, [kPanel] each
 //   int8 groups        float16 scales [kPanel], perhaps minimums [kPanel],
 //                      [32 / kDotDepth, kPanel, kDotDepth]
 //   int4 groups        float16 scales, minimums, [32 / kDotDepth, kLanes, kDotDepth] pairs, the
@@ -18,6 +18,7 @@
 namespace softgate::cpu::SOFTGATE_ISA {
 
 inline constexpr std::int64_t kDepthStep = 64;  // a tile's row of bytes
+inline constexpr std::int64_t kRowHeadBytes = kPanel * 8;
 
 struct Geometry {
   std::int64_t head_bytes, unit_depth, unit_bytes;
@@ -33,7 +34,7 @@ SG_INLINE Geometry geometry(const PanelFormat& format) {
     case WeightType::int8: break;
   }
   if (format.grouped) return {0, kGroupSize, scales + kGroupSize * kPanel};
-  return {kPanel * 4, kDepthStep, kDepthStep * kPanel};
+  return {kRowHeadBytes, kDepthStep, kDepthStep * kPanel};
 }
 
 SG_INLINE std::int64_t bytes_of_panel(const Geometry& g, std::int64_t in_features) {

@@ -18,7 +18,7 @@ constexpr int kGroupRows = kLanes == 16 ? 6 : kLanes == 8 ? 3 : 2;
 class RowProduct : public VectorProduct {
  public:
   static constexpr int kManyRows = kTileRows;
-  static constexpr std::int64_t kHeadBytes = kPanel * kFloat;
+  static constexpr std::int64_t kHeadBytes = kRowHeadBytes;
   static constexpr std::int64_t kUnitBytes = kStepBytes;
   static constexpr std::int64_t kWideUnitBytes = 0;
   static constexpr std::int64_t kStepUnits = 8;
@@ -61,18 +61,18 @@ class RowProduct : public VectorProduct {
     }
     for (; i < count; ++i, x += kDotDepth, units += kUnitBytes)
       add_dots(sums, x, x_.stride(), 1, load_step);
-    const auto* scales = reinterpret_cast<const float*>(part.head);
-    const vf scale0 = load(scales), scale1 = load(scales + kLanes);
+    if (part.is_last) {
+      const RowHead head(part.head);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+        head.finish(sums[r], x_.shift(part.row + r), *x_.scales(part.row + r),
+                    part.sums + r * kPanel);
+      return;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      if (part.is_last) {
-        const vf scale = set1(*x_.scales(part.row + r));
-        store(part.sums + r * kPanel, mul(to_float(sums[r][0]), mul(scale0, scale)));
-        store(part.sums + r * kPanel + kLanes, mul(to_float(sums[r][1]), mul(scale1, scale)));
-      } else {
-        store_wide(carried + 2 * r * kWideBytes, sums[r][0]);
-        store_wide(carried + (2 * r + 1) * kWideBytes, sums[r][1]);
-      }
+      store_wide(carried + 2 * r * kWideBytes, sums[r][0]);
+      store_wide(carried + (2 * r + 1) * kWideBytes, sums[r][1]);
     }
   }
 

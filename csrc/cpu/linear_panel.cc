@@ -44,6 +44,7 @@ class Integers {
   }
 
   float* row_scales() const { return reinterpret_cast<float*>(bytes_); }
+  std::int32_t* row_totals() const { return reinterpret_cast<std::int32_t*>(row_scales() + kPanel); }
   std::uint16_t* scales(std::int64_t group) const {
     return reinterpret_cast<std::uint16_t*>(bytes_ + group * geometry_.unit_bytes);
   }
@@ -133,7 +134,12 @@ void pack_integers(const PackArgs& args) {
       const auto* values =
           static_cast<const std::int8_t*>(args.weight) + feature * args.weight_stride;
       for (std::int64_t k = 0; k < args.in_features; ++k) panel.set(k, column, values[k]);
-      if (args.row_scales) panel.row_scales()[column] = args.row_scales[feature];
+      if (args.row_scales) {
+        panel.row_scales()[column] = args.row_scales[feature];
+        std::int32_t total = 0;
+        for (std::int64_t k = 0; k < args.in_features; ++k) total += values[k];
+        panel.row_totals()[column] = total;
+      }
       for (std::int64_t g = 0; args.scales && g < groups; ++g) {
         panel.scales(g)[column] = args.scales[feature * groups + g];
         if (args.minimums) panel.minimums(g)[column] = args.minimums[feature * groups + g];

@@ -29,7 +29,7 @@ class TileRowProduct {
   static constexpr int kFewRows = kBlockRows;
   static constexpr int kManyRows = kBlockRows;
   static constexpr bool kPrefetchesOut = false;
-  static constexpr std::int64_t kHeadBytes = kPanel * kFloat;
+  static constexpr std::int64_t kHeadBytes = kRowHeadBytes;
   static constexpr std::int64_t kUnitBytes = kDepthStep * kPanel;
   static constexpr std::int64_t kWideUnitBytes = 0;
   static constexpr std::int64_t kStepUnits = 1;
@@ -67,18 +67,13 @@ class TileRowProduct {
     }
     store_sums<RowTiles>(part.sums);
     if (!part.is_last) return;
-    const auto* of_columns = reinterpret_cast<const float*>(part.head);
-    const vf scale0 = load(of_columns), scale1 = load(of_columns + kLanes);
-    const float* scales = x_.scales(part.row);
-    const std::int32_t* starts = x_.starts(part.row);
-    float* sums = part.sums;
-    for (std::int64_t r = 0; r < part.rows; ++r, sums += kPanel) {
-      const vi start = set1_int(starts[r]);
-      const vf scale = set1(scales[r]);
-      const vf sum0 = to_float(_mm512_add_epi32(_mm512_loadu_si512(sums), start));
-      const vf sum1 = to_float(_mm512_add_epi32(_mm512_loadu_si512(sums + kLanes), start));
-      store(sums, mul(sum0, mul(scale0, scale)));
-      store(sums + kLanes, mul(sum1, mul(scale1, scale)));
+    const RowHead head(part.head);
+    float* to = part.sums;
+    for (std::int64_t row = part.row; row < part.row + part.rows; ++row, to += kPanel) {
+      const vi start = set1_int(*x_.starts(row));
+      const vi sums[2] = {add(_mm512_loadu_si512(to), start),
+                          add(_mm512_loadu_si512(to + kLanes), start)};
+      head.finish(sums, x_.shift(row), *x_.scales(row), to);
     }
   }
 

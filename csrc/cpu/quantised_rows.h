@@ -27,7 +27,8 @@ class QuantisedRows {
   void fill(const LinearArgs<float>& args, void* workspace) {
     scales_ = static_cast<float*>(workspace);
     totals_ = scales_ + numbers();
-    starts_ = reinterpret_cast<std::int32_t*>(totals_ + numbers());
+    shifts_ = reinterpret_cast<std::int32_t*>(totals_);
+    starts_ = shifts_ + numbers();
     values_ = reinterpret_cast<DotElement*>(starts_ + numbers());
     for_each_row_range(rows_, in_features_ * kFloat, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) fill_row(args.x + row * args.x_stride, row);
@@ -41,6 +42,7 @@ class QuantisedRows {
   const DotElement* values(std::int64_t row) const { return values_ + row * stride_; }
   const float* scales(std::int64_t row) const { return scales_ + row * stretches_; }
   const float* totals(std::int64_t row) const { return totals_ + row * stretches_; }
+  std::int32_t shift(std::int64_t row) const { return shifts_[row]; }
   const std::int32_t* starts(std::int64_t row) const { return starts_ + row * stretches_; }
 
  private:
@@ -56,17 +58,43 @@ class QuantisedRows {
       quantise_groups(x, stretches_, to, {scales_ + i, totals_ + i, starts_ + i});
       return;
     }
-    const Quantised result = quantise(x, in_features_, to, depth_);
+    const QuantisedRow result = quantise_row(x, in_features_, to, depth_);
     scales_[i] = result.scale;
+    shifts_[i] = result.shift;
     starts_[i] = result.start;
   }
 
   std::int64_t rows_, in_features_;
   bool grouped_;
   std::int64_t stretches_, depth_, stride_;
-  float *scales_ = nullptr, *totals_ = nullptr;  // scale * total
-  std::int32_t* starts_ = nullptr;
+  float *scales_ = nullptr, *totals_ = nullptr;  // of groups: scale * total
+  std::int32_t *starts_ = nullptr, *shifts_ = nullptr;  // of rows
   DotElement* values_ = nullptr;
+};
+
+// What a panel of integers with a scale per row has for its columns.
+struct RowHead {
+  vf scales[2];
+  vi totals[2];
+
+  explicit RowHead(const char* head) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      scales[j] = load(reinterpret_cast<const float*>(head) + j * kLanes);
+      totals[j] = load_wide(reinterpret_cast<const std::uint8_t*>(head + kPanel * kFloat +
+                                                                  j * kLanes * kFloat));
+    }
+  }
+
+  // Sums of integers, of which a row's all want `shift` more.
+  [[gnu::always_inline]] void finish(const vi (&sums)[2], std::int32_t shift, float scale,
+                                     float* to) const {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const vi whole = sizeof(DotElement) > 1 ? sums[j] : add(sums[j], mul(totals[j], set1_int(shift)));
+      store(to + j * kLanes, mul(to_float(whole), mul(scales[j], set1(scale))));
+    }
+  }
 };
 
 }  // namespace

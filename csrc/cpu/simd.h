@@ -30,7 +30,9 @@
 //   dot(sums, weights, x)          adds to each lane kDotDepth products of its own weights with the
 //                                  same kDotDepth elements x
 //   store_integers(x, v)           integral floats of magnitude at most 127; any integer for NaN
+//   store_integers(x, v[4])        four vectors of integers that an element holds
 //   set1_int, to_float(vi), to_int(vf) to nearest even, any integer for NaN; a vi is a vw
+//   add(vi, vi), sub(vi, vi), mul(vi, vi), min(vi, vi)
 #pragma once
 
 #include <cstdint>

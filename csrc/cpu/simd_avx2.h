@@ -100,6 +100,10 @@ inline constexpr int kDotDepth = 2;
 inline constexpr int kDotOffset = 0;
 
 SG_INLINE vi set1_int(std::int32_t x) { return _mm256_set1_epi32(x); }
+SG_INLINE vi add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+SG_INLINE vi sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+SG_INLINE vi mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
+SG_INLINE vi min(vi a, vi b) { return _mm256_min_epi32(a, b); }
 SG_INLINE vf to_float(vi v) { return _mm256_cvtepi32_ps(v); }
 SG_INLINE vi to_int(vf v) { return _mm256_cvtps_epi32(v); }
 SG_INLINE vw load_wide(const std::uint8_t* p) {
@@ -126,6 +130,13 @@ SG_INLINE void store_integers(DotElement* x, vf v) {
   const __m128i packed =
       _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(x), packed);
+}
+SG_INLINE void store_integers(DotElement* x, const vi (&v)[4]) {
+#pragma GCC unroll 2
+  for (int i = 0; i < 4; i += 2) {
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[i], v[i + 1]), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(x + i * kLanes), packed);
+  }
 }
 SG_INLINE void transpose(vf (&rows)[8]) {
   vf pairs[8], quads[8];

@@ -127,6 +127,10 @@ inline constexpr int kDotDepth = 4;
 inline constexpr int kDotOffset = 128;  // vpdpbusd takes unsigned with signed
 
 SG_INLINE vi set1_int(std::int32_t x) { return _mm512_set1_epi32(x); }
+SG_INLINE vi add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+SG_INLINE vi sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+SG_INLINE vi mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+SG_INLINE vi min(vi a, vi b) { return _mm512_min_epi32(a, b); }
 SG_INLINE vf to_float(vi v) { return _mm512_cvtepi32_ps(v); }
 SG_INLINE vi to_int(vf v) { return _mm512_cvtps_epi32(v); }
 SG_INLINE vw load_wide(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -145,6 +149,13 @@ SG_INLINE vi dot(vi sums, vw weights, const DotElement* x) {
 SG_INLINE void store_integers(DotElement* x, vf v) {
   const __m128i bytes = _mm512_cvtepi32_epi8(to_int(v));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(x), bytes);
+}
+SG_INLINE void store_integers(DotElement* x, const vi (&v)[4]) {
+  // Packed within lanes of 128 bits: [lane][vector] quads, to be brought into the vectors' order.
+  const __m512i bytes =
+      _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(x, _mm512_permutexvar_epi32(order, bytes));
 }
 SG_INLINE void transpose(vf (&rows)[16]) {
   vf pairs[16], quads[16], octets[16];

@@ -138,6 +138,11 @@ SG_INLINE void store_integers(DotElement* x, vf v) {
   const vi integers = to_int(v);
   __builtin_memcpy(x, &integers, sizeof integers);
 }
+SG_INLINE vi add(vi a, vi b) { return a + b; }
+SG_INLINE vi sub(vi a, vi b) { return a - b; }
+SG_INLINE vi mul(vi a, vi b) { return a * b; }
+SG_INLINE vi min(vi a, vi b) { return a < b ? a : b; }
+SG_INLINE void store_integers(DotElement* x, const vi (&v)[4]) { __builtin_memcpy(x, v, sizeof v); }
 SG_INLINE void transpose(vf (&rows)[4]) {
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < i; ++j) {

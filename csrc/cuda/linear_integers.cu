@@ -27,7 +27,8 @@ using device_panel::kTileBytes;
 template <class T>
 struct Quantised {
   unsigned char* values;  // [tiles, units, kRows, kDepth]
-  float* scales;          // [tiles, kRows], or [tiles, units, 2, kRows]: scales, scale * total
+  // [tiles, 2, kRows]: scales, shifts as int32; or [tiles, units, 2, kRows]: scales, scale * total
+  float* scales;
   std::int64_t tiles, units;
 
   __host__ __device__ __forceinline__ explicit Quantised(const IntegerLinearArgs<T>& args)
@@ -43,7 +44,29 @@ struct Quantised {
   }
 };
 
-// Of a stretch of x whose magnitudes are at most `largest`, which is NaN where one is.
+// A row of x as scale * (integer + shift): 256 steps between its lowest number, or zero, and its
+// highest.
+struct RowScale {
+  float scale, factor;
+  int bottom;  // the lowest step
+
+  // The lowest number comes negated, so that NaN, which is the largest, is in one of both.
+  __device__ __forceinline__ RowScale(float highest, float minus_lowest) {
+    const bool is_finite = highest < INFINITY && minus_lowest < INFINITY;
+    scale = is_finite ? highest / 255.0f + minus_lowest / 255.0f : NAN;
+    factor = is_finite && scale > 1e-36f ? 1.0f / scale : 0.0f;
+    bottom = is_finite ? -static_cast<int>(rintf(minus_lowest * factor)) : 0;
+  }
+
+  __device__ __forceinline__ int shift() const { return bottom + 128; }
+  // Zero where the row is not finite.
+  __device__ __forceinline__ float integer(float x) const {
+    const float step = factor > 0.0f ? rintf(x * factor) : 0.0f;
+    return fminf(step, static_cast<float>(bottom + 255)) - static_cast<float>(shift());
+  }
+};
+
+// Of a group of x whose magnitudes are at most `largest`, which is NaN where one is.
 struct Scale {
   float scale, factor;
 
@@ -67,7 +90,7 @@ __device__ __forceinline__ void store_integers(unsigned char* to, const Vec<floa
   store_vec(to, bytes);
 }
 
-// A scale for each row. Rows and depth that fill up the tiles become zeros.
+// A scale for each row. Rows that fill up the tiles are zeros, as is the depth that does.
 template <class T, int kWidth, bool kInRegisters>
 __global__ void __launch_bounds__(kMaxRowThreads, 1)
     quantise_rows_kernel(const IntegerLinearArgs<T> args) {
@@ -79,8 +102,10 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
   auto values = make_row<kWidth, kInRegisters>(
       linear.in_features, [from = linear.x + (is_row ? row : 0) * linear.x_stride](
                               std::int64_t column) { return load_floats<kWidth>(from + column); });
-  const Scale scale(is_row ? values.template reduce<Max>([](float value) { return fabsf(value); })
-                           : 0.0f);
+  const float highest = values.template reduce<Max>([](float value) { return value; });
+  const float minus_lowest = values.template reduce<Max>([](float value) { return -value; });
+  const RowScale scale(is_row ? Max{}(highest, 0.0f) : 0.0f,
+                       is_row ? Max{}(minus_lowest, 0.0f) : 0.0f);
   values.for_each([&](std::int64_t column, Vec<float, kWidth> part) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) part[i] = scale.integer(part[i]);
@@ -88,7 +113,11 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
   });
   for (std::int64_t k = linear.in_features + threadIdx.x; k < x.units * kDepth; k += blockDim.x)
     *x.at(row, k) = 0;
-  if (threadIdx.x == 0) x.scales[row] = scale.scale;
+  if (threadIdx.x == 0) {
+    float* of_tile = x.scales + row / kRows * 2 * kRows + row % kRows;
+    of_tile[0] = scale.scale;
+    reinterpret_cast<std::int32_t*>(of_tile)[kRows] = scale.shift();
+  }
 }
 
 // A scale for each group, which lies in neighbouring lanes.
@@ -236,10 +265,14 @@ __device__ __forceinline__ void store_sums(float* to, const Sums<Format>& sums,
   for (int i = 0; i < 4; ++i) {
     const int row = static_cast<int>(threadIdx.x) % 4 * 2 + i % 2, odd = i / 2;
     float& sum = to[row * kStride + odd * (kColumns / 2) + g];
-    if constexpr (Format::kGrouped)
+    if constexpr (Format::kGrouped) {
       sum = sums.of[i];
-    else
-      sum = static_cast<float>(sums.dots[i]) * (of_panel[2 * g + odd] * of_tile[row]);
+    } else {
+      const int total = reinterpret_cast<const std::int32_t*>(of_panel)[kColumns + 2 * g + odd];
+      const int shift = reinterpret_cast<const std::int32_t*>(of_tile)[kRows + row];
+      sum = static_cast<float>(sums.dots[i] + shift * total) *
+            (of_panel[2 * g + odd] * of_tile[row]);
+    }
   }
 }
 
@@ -348,7 +381,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
   for (int t = 0; t < kTiles; ++t)
     store_sums<kSumStride<1>>(staged + t * kRows * kSumStride<1>, sums[t],
-                              reinterpret_cast<const float*>(head), x.scales + tiles[t] * kRows);
+                              reinterpret_cast<const float*>(head), x.scales + tiles[t] * 2 * kRows);
   __syncwarp();
   finish_sums<kTiles * kRows, 1>(args.linear, staged, first_tile * kRows, panel,
                                  static_cast<int>(threadIdx.x) % kWarp, kWarp);
@@ -474,7 +507,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       const int tile = across * kWarpTiles + t, panel = down * kWarpPanels + p;
       store_sums<kSumStride<kBlockPanels>>(
           staged + tile * kRows * kSumStride<kBlockPanels> + panel * kColumns, sums[t][p],
-          reinterpret_cast<const float*>(panel_at(panel)), x.scales + tile_at(tile) * kRows);
+          reinterpret_cast<const float*>(panel_at(panel)), x.scales + tile_at(tile) * 2 * kRows);
     }
   __syncthreads();
   finish_sums<kBlockTiles * kRows, kBlockPanels>(args.linear, staged, first_tile * kRows,

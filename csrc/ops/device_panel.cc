@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "core/parallel.h"
 
@@ -20,6 +21,9 @@ class Column {
         value_bytes_(value_bytes(format)) {}
 
   float& row_scale() const { return reinterpret_cast<float*>(panel_)[column_]; }
+  std::int32_t& row_total() const {
+    return reinterpret_cast<std::int32_t*>(panel_)[kColumns + column_];
+  }
   std::uint16_t& scale(std::int64_t group) const {
     return reinterpret_cast<std::uint16_t*>(unit(group) + value_bytes_)[column_];
   }
@@ -75,8 +79,10 @@ Tensor to_panels(const QuantizedTensors& tensors, const PanelFormat& format) {
                    [&](std::int64_t feature, const Column& column) {
                      const auto* value = values.data<std::int8_t>() + feature * values.stride(0);
                      for (std::int64_t k = 0; k < in_features; ++k) column.set(k, value[k]);
-                     if (!format.grouped)
+                     if (!format.grouped) {
                        column.row_scale() = tensors.scales.data<float>()[feature];
+                       column.row_total() = std::accumulate(value, value + in_features, 0);
+                     }
                      for (std::int64_t g = 0; format.grouped && g < groups; ++g) {
                        const std::int64_t i = feature * groups + g;
                        column.scale(g) = tensors.scales.data<std::uint16_t>()[i];

@@ -6,15 +6,16 @@
 // t to 8 t + 7 of row g, and of a unit of weight those of columns 2 g and 2 g + 1, the product's
 // rows g and g + 8. In bytes,
 //
-//   panel   where scales are per row float32 scales [16], then units:
+//   panel   where scales are per row float32 scales and int32 totals of the integers, [16] each,
+//           then units:
 //           int8: [32 lanes, 2 columns, 8], int4: [32 lanes, 2 columns, 4] pairs of elements, the
 //           second in the upper four bits and 4 of depth on;
 //           where scales are per group, float16 scales [16], perhaps minimums [16]
 //   tile    units [8 rows, 32]
 //
-// The workspace of a product is the tiles of x, aligned to 16 bytes, then float32 scales: per row
-// [tiles, 8], or per group [tiles, groups, 2, 8], of which the second eight are a scale times the
-// total of the integers.
+// The workspace of a product is the tiles of x, aligned to 16 bytes, then pairs of eight, [tiles, 2,
+// 8] per row or [tiles, groups, 2, 8]: float32 scales, and per row what the integers want added,
+// int32, or per group a scale times the total of the integers.
 #pragma once
 
 #include "core/half.h"
@@ -26,7 +27,7 @@ inline constexpr int kColumns = 16, kRows = 8, kDepth = 32, kLanes = 32;
 inline constexpr int kTileBytes = kRows * kDepth;  // of one unit
 
 SG_HOST_DEVICE constexpr int head_bytes(const PanelFormat& format) {
-  return format.grouped ? 0 : kColumns * 4;
+  return format.grouped ? 0 : kColumns * 8;
 }
 
 SG_HOST_DEVICE constexpr int scale_bytes(const PanelFormat& format) {
@@ -60,8 +61,8 @@ SG_HOST_DEVICE constexpr std::int64_t tiles_of(std::int64_t rows) {
 
 SG_HOST_DEVICE constexpr std::int64_t workspace_bytes(const PanelFormat& format, std::int64_t rows,
                                                       std::int64_t in_features) {
-  const std::int64_t units = units_of(in_features), floats = format.grouped ? units * 2 : 1;
-  return tiles_of(rows) * (units * kTileBytes + floats * kRows * 4);
+  const std::int64_t units = units_of(in_features), pairs = format.grouped ? units : 1;
+  return tiles_of(rows) * (units * kTileBytes + pairs * 2 * kRows * 4);
 }
 
 struct Place {

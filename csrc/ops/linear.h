@@ -13,9 +13,14 @@
 // order, in float32, whatever the weight is stored in.
 //
 // Integer weights stand for scale * integer + minimum, with a scale per row, or a scale and perhaps
-// a minimum per group of 32 in a row. Each row of x is quantised symmetrically over the same
-// stretch: s = max |x| / 127, q = round(x / s), zeros where max |x| is at most 1e-36. A stretch
-// where x is not finite makes the whole row of out NaN. Then, with exact sums in 32-bit integers,
+// a minimum per group of 32 in a row. Each row of x is quantised over the same stretch:
+//
+//   per row      between its lowest number and its highest, or zero: s = (high - low) / 255,
+//                q = min(round(x / s), round(low / s) + 255)
+//   per group    symmetrically: s = max |x| / 127, q = round(x / s)
+//
+// and q = 0 where s, or max |x|, is at most 1e-36. A stretch where x is not finite makes the whole
+// row of out NaN. Then, with exact sums in 32-bit integers,
 //
 //   per row      sum = (scale * s) * dot(q, integers)
 //   per group    sum = chain over groups of: + (s * total(q)) * minimum
@@ -71,7 +76,7 @@ constexpr const char* name(WeightType type) {
 inline constexpr std::int64_t kGroupSize = 32;
 
 // 128 * 127 times it is less than 2^31, and 127 times it less than 2^24.
-inline constexpr std::int64_t kMaxIntegerDepth = std::int64_t{1} << 17;
+inline constexpr std::int64_t kMaxIntegerDepth = std::int64_t{1} << 16;
 
 // How a weight is stored on the CPU. A panel is panel_width output features, the last one filled up
 // with zeros; panels follow each other without gaps. Those of a gated weight hold panel_width / 2

@@ -40,7 +40,7 @@ def pack(weight: Array, *, dtype: WeightType | None = None, gated: bool = False)
     - "float32";
     - "bfloat16", "float16": rounded to nearest even, widened when read, computed with in float32;
     - "int8": a scale for each row, symmetric to its largest magnitude. `linear` quantises each row
-      of x in the same way;
+      of x in 256 steps from its lowest number to its highest;
     - "int4": 0 to 15, with a float16 scale and minimum for each group of 32 along in_features,
       which must be a multiple of 32. `linear` quantises x to 8 bits, symmetrically, per group.
 
@@ -48,7 +48,7 @@ def pack(weight: Array, *, dtype: WeightType | None = None, gated: bool = False)
 
     Raises ValueError for an unknown dtype, for one that is not the weight's on a device, for an odd
     number of rows where gated, and where integers cannot hold the weight: NaN, infinity, numbers
-    beyond float16 in "int4", more than 2**17 columns.
+    beyond float16 in "int4", more than 2**16 columns.
     """
     return _core.pack(weight, dtype, gated)
 

@@ -54,15 +54,16 @@ class QuantizedWeight:
     minimums: NDArray[Any] | None = None
 
     @property
-    def stretch(self) -> int:
-        """How many of a row share a scale."""
-        return 32 if self.scales.ndim == 2 else self.values.shape[1]
+    def grouped(self) -> bool:
+        """Whether 32 of a row share a scale, or all of it."""
+        return self.scales.ndim == 2
 
     def dequantize(self) -> Float64:
         """`[out_features, in_features]`."""
         rows, columns = self.values.shape
-        values = _float64(self.values).reshape(rows, columns // self.stretch, self.stretch)
-        weight = values * _float64(self.scales).reshape(rows, columns // self.stretch, 1)
+        stretch = 32 if self.grouped else columns
+        values = _float64(self.values).reshape(rows, columns // stretch, stretch)
+        weight = values * _float64(self.scales).reshape(rows, columns // stretch, 1)
         if self.minimums is not None:
             weight = weight + _float64(self.minimums)[..., None]
         return weight.reshape(rows, columns)
@@ -97,17 +98,32 @@ def _symmetric(x: NDArray[np.float32], stretch: int) -> tuple[NDArray[np.int8], 
     return values, np.where(finite, largest / np.float32(127), np.float32(np.nan))[..., 0]
 
 
-def quantize_input(x: ArrayLike, stretch: int) -> Float64:
-    """What an integer weight sees of x: each `stretch` of a row in multiples of its largest
-    magnitude / 127. Which multiple is decided in float32, as the kernels do."""
+def _in_steps(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], Any, Any]:
+    """Integers, a scale and a shift for each row, `scale * (integer + shift)`: 256 steps from its
+    lowest number, or zero, to its highest, or zero. NaN where one is not finite, zeros where a step
+    is at most 1e-36. x: `[rows, columns]`."""
+    finite = np.isfinite(x).all(axis=-1, keepdims=True)
+    x = np.where(finite, x, np.float32(0))
+    lowest, highest = (of(x, axis=-1, keepdims=True, initial=0) for of in (np.min, np.max))
+    scales = highest / np.float32(255) - lowest / np.float32(255)
+    usable = scales > np.float32(1e-36)
+    factor = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=usable)
+    first = np.rint(lowest * factor)
+    values = np.minimum(np.rint(x * factor), first + 255) - (first + 128)
+    scales = np.where(finite, scales, np.float32(np.nan))
+    return values.astype(np.int8), scales[:, 0], first[:, 0] + 128
+
+
+def quantize_input(x: ArrayLike, *, grouped: bool) -> Float64:
+    """What an integer weight sees of x: 256 steps from a row's lowest number to its highest, or
+    each group of 32 in multiples of its largest magnitude / 127. Which step is decided in float32,
+    as the kernels do."""
     x = np.asarray(x, dtype=np.float32)
     rows = x.reshape(-1, x.shape[-1])
-    values, scales = _symmetric(rows, stretch)
-    return (
-        QuantizedWeight(values, scales if stretch == 32 else scales[:, 0])
-        .dequantize()
-        .reshape(x.shape)
-    )
+    if grouped:
+        return QuantizedWeight(*_symmetric(rows, 32)).dequantize().reshape(x.shape)
+    values, scales, shifts = _in_steps(rows)
+    return ((_float64(values) + shifts[:, None]) * scales[:, None]).reshape(x.shape)
 
 
 def linear(
@@ -126,7 +142,7 @@ def linear(
     residual and the result: `[..., out_features]`, half of that where gated.
     """
     if isinstance(weight, QuantizedWeight):
-        x, weight = quantize_input(x, weight.stretch), weight.dequantize()
+        x, weight = quantize_input(x, grouped=weight.grouped), weight.dequantize()
     y = _float64(x) @ _float64(weight).T  # [..., out_features]
     if bias is not None:
         y = y + _float64(bias)

@@ -89,7 +89,6 @@ class BertLayer(nn.Module):
             ACTIVATIONS[config.hidden_act],
             gated=config.gated,
             bias=config.mlp_bias,
-            grouped=True,
         )
         self.feed_forward_norm = nn.AddNorm(hidden_size, eps, bias)
 

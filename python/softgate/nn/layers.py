@@ -169,10 +169,7 @@ class Attention(Module):
 
 
 class FeedForward(Module):
-    """Two products with an activation between them, or `down(activation(gate(x)) * up(x))`.
-
-    grouped: of the first one's weight, see `Parameter`.
-    """
+    """Two products with an activation between them, or `down(activation(gate(x)) * up(x))`."""
 
     def __init__(
         self,
@@ -182,11 +179,10 @@ class FeedForward(Module):
         *,
         gated: bool = False,
         bias: bool = True,
-        grouped: bool = False,
     ) -> None:
         self.activation = activation
         width = 2 * intermediate_size if gated else intermediate_size
-        self.up = Linear(hidden_size, width, bias, gated=gated, grouped=grouped)
+        self.up = Linear(hidden_size, width, bias, gated=gated)
         self.down = Linear(intermediate_size, hidden_size, bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
