@@ -34,6 +34,17 @@ SG_INLINE Quantised quantise(const float* x, std::int64_t n, DotElement* to, std
   return {bound / 127.0f, -kDotOffset * static_cast<std::int32_t>(sum_of_all)};
 }
 
+// Where a row's integers go: kDepthStep of them side by side, the next ones `step` elements on.
+inline constexpr std::int64_t kDepthStep = 64;  // a tile's row of bytes
+struct RowPlace {
+  DotElement* row;
+  std::int64_t step;
+
+  [[gnu::always_inline]] DotElement* at(std::int64_t k) const {
+    return row + k + k / kDepthStep * (step - kDepthStep);
+  }
+};
+
 // x[n] as scale * (integer + shift): 256 steps from its lowest number or zero to its highest or
 // zero. Up to `padded`, a multiple of 4 * kLanes, follow integers that stand for zero.
 struct QuantisedRow {
@@ -42,15 +53,14 @@ struct QuantisedRow {
   std::int32_t start;  // what takes kDotOffset of the weights away again
 };
 
-SG_INLINE QuantisedRow quantise_row(const float* x, std::int64_t n, DotElement* to,
+SG_INLINE QuantisedRow quantise_row(const float* x, std::int64_t n, RowPlace to,
                                     std::int64_t padded) {
   constexpr std::int64_t kStep = 4 * kLanes;
   const std::int64_t whole = n / kStep * kStep;
   float last[kStep];
   for (std::int64_t j = 0; j < kStep; ++j) last[j] = j < n - whole ? x[whole + j] : 0.0f;
-  const auto step_at = [=, &last](std::int64_t i) __attribute__((always_inline)) {
-    return i < whole ? x + i : last;
-  };
+  const auto step_at = [=, &last](std::int64_t i)
+                           __attribute__((always_inline)) { return i < whole ? x + i : last; };
 
   vf high[4], low[4], zeros[4];
   for (int j = 0; j < 4; ++j) high[j] = low[j] = zeros[j] = zero();
@@ -71,7 +81,8 @@ SG_INLINE QuantisedRow quantise_row(const float* x, std::int64_t n, DotElement* 
   const float factor = scale > 1e-36f ? 1.0f / scale : 0.0f;
 
   constexpr bool kWide = sizeof(DotElement) > 1;
-  const auto bottom = static_cast<std::int32_t>(__builtin_rintf(lowest * factor));
+  const float bottom_step = __builtin_rintf(lowest * factor);  // NaN for minus infinity
+  const auto bottom = bottom_step == bottom_step ? static_cast<std::int32_t>(bottom_step) : 0;
   const std::int32_t shift = kWide ? 0 : bottom + 128;
   const vi top = set1_int(bottom + 255), away = set1_int(shift);
   vi totals[4];
@@ -84,7 +95,7 @@ SG_INLINE QuantisedRow quantise_row(const float* x, std::int64_t n, DotElement* 
       elements[j] = sub(min(to_int(mul(load(from + j * kLanes), set1(factor))), top), away);
       totals[j] = add(totals[j], elements[j]);
     }
-    store_integers(to + i, elements);
+    store_integers(to.at(i), elements);
   }
   const vi all = add(add(totals[0], totals[1]), add(totals[2], totals[3]));
   return {.scale = scale + no_number,
@@ -92,13 +103,14 @@ SG_INLINE QuantisedRow quantise_row(const float* x, std::int64_t n, DotElement* 
           .start = -kDotOffset * static_cast<std::int32_t>(sum(to_float(all)))};
 }
 
-// x[groups, 32], symmetrically, each group to its largest magnitude, kLanes of them at a time; totals come times their scale.
+// x[groups, 32], symmetrically, each group to its largest magnitude, kLanes of them at a time;
+// totals come times their scale.
 struct QuantisedGroups {
   float *scales, *totals;
   std::int32_t* starts;
 };
 
-SG_INLINE void quantise_groups(const float* x, std::int64_t groups, DotElement* to,
+SG_INLINE void quantise_groups(const float* x, std::int64_t groups, RowPlace to,
                                const QuantisedGroups& results) {
   constexpr int kVectors = 32 / kLanes;
   for (std::int64_t first = 0; first < groups; first += kLanes) {
@@ -120,7 +132,7 @@ SG_INLINE void quantise_groups(const float* x, std::int64_t groups, DotElement* 
 #pragma GCC unroll 8
       for (int i = 0; i < kVectors; ++i) {
         const vf value = round(mul(load(group + i * kLanes), factor));
-        store_integers(to + (first + g) * 32 + i * kLanes, value);
+        store_integers(to.at((first + g) * 32) + i * kLanes, value);
         total = add(total, value);
       }
       sums[g] = sum(total);

@@ -12,12 +12,11 @@
 // 8-bit integers are stored plus kDotOffset.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/dot.h"
 #include "ops/linear.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-inline constexpr std::int64_t kDepthStep = 64;  // a tile's row of bytes
 inline constexpr std::int64_t kRowHeadBytes = kPanel * 8;
 
 struct Geometry {

@@ -10,7 +10,7 @@ namespace softgate::cpu::SOFTGATE_ISA {
 namespace {
 
 constexpr TileShape kRowsOfX = {kTileHeight, kGroupSize},
-                    kWeights = {kGroupSize / kDotDepth, kLanes * kDotDepth};
+                    kWeights = {kGroupSize / kDotDepth, kLanes* kDotDepth};
 constexpr int kAtOnce = 8;  // rows whose sums stay in registers
 
 // A group as the arithmetic wants it: scales and minimums in float32, integers with a sign.
@@ -48,6 +48,7 @@ class TileGroupProduct {
   static constexpr int kFewRows = 0;
   static constexpr int kManyRows = kTileHeight;
   static constexpr bool kPrefetchesOut = true;
+  static constexpr bool kWholeTiles = true;
   static constexpr std::int64_t kHeadBytes = 0;
   static constexpr std::int64_t kUnitBytes = Packed::kBytes;
   static constexpr std::int64_t kWideUnitBytes = Groups::kBytes;
@@ -59,7 +60,8 @@ class TileGroupProduct {
   std::int64_t units() const { return x_.stretches(); }
   std::int64_t row_bytes() const { return x_.row_bytes(); }
   void begin() const {
-    tile_begin({kWholeTile, kWholeTile, kWholeTile, kWholeTile, kRowsOfX, kRowsOfX, kWeights, kWeights});
+    tile_begin(
+        {kWholeTile, kWholeTile, kWholeTile, kWholeTile, kRowsOfX, kRowsOfX, kWeights, kWeights});
   }
   void end() const { tile_end(); }
 
@@ -73,15 +75,17 @@ class TileGroupProduct {
     alignas(64) std::int32_t dots[kSliceUnits][2][kTileHeight][kLanes];
     const std::int64_t first = part.range.begin;
     const int count = static_cast<int>(part.range.end - first);
-    const DotElement* x = x_.values(part.row) + first * kGroupSize;
-    start<0>(x, part.units);
+    const RowPlace x = {x_.values(part.row), x_.step()};
+    const auto group = [&](int g) { return x.at((first + g) * kGroupSize); };
+    const auto unit = [&](int g) { return part.units + g * Groups::kBytes; };
+    start<0>(group(0), unit(0));
     for (int g = 0; g < count; g += 2) {
       ahead.step();
-      if (g + 1 < count) start<1>(x + (g + 1) * kGroupSize, part.units + (g + 1) * Groups::kBytes);
+      if (g + 1 < count) start<1>(group(g + 1), unit(g + 1));
       finish<0>(dots[g]);
       if (g + 1 == count) break;
       ahead.step();
-      if (g + 2 < count) start<0>(x + (g + 2) * kGroupSize, part.units + (g + 2) * Groups::kBytes);
+      if (g + 2 < count) start<0>(group(g + 2), unit(g + 2));
       finish<1>(dots[g + 1]);
     }
     for (int r = 0; r < part.rows; r += kAtOnce) add(part, r, count, dots);
@@ -92,7 +96,7 @@ class TileGroupProduct {
   template <int P>
   [[gnu::always_inline]] void start(const DotElement* x, const char* unit) const {
     const char* weights = unit + Groups::kScaleBytes;
-    tile_load<4 + P>(x, x_.stride());
+    tile_load<4 + P>(x, kDepthStep);
     tile_load<6>(weights, kStepBytes);
     tile_load<7>(weights + kHalfStepBytes, kStepBytes);
     tile_zero<2 * P>();
@@ -159,7 +163,7 @@ class TileGroupProduct {
 }  // namespace
 
 void linear_groups_amx(const PanelLinearArgs& args) {
-  QuantisedRows x(args.format, args.linear.rows, args.linear.in_features);
+  QuantisedRows x(args.format, args.linear.rows, args.linear.in_features, kTileHeight);
   x.fill(args.linear, args.workspace);
   if (args.format.type == WeightType::int4)
     run_linear(args, TileGroupProduct<NibbleGroups>(x));

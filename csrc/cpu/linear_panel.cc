@@ -44,7 +44,9 @@ class Integers {
   }
 
   float* row_scales() const { return reinterpret_cast<float*>(bytes_); }
-  std::int32_t* row_totals() const { return reinterpret_cast<std::int32_t*>(row_scales() + kPanel); }
+  std::int32_t* row_totals() const {
+    return reinterpret_cast<std::int32_t*>(row_scales() + kPanel);
+  }
   std::uint16_t* scales(std::int64_t group) const {
     return reinterpret_cast<std::uint16_t*>(bytes_ + group * geometry_.unit_bytes);
   }

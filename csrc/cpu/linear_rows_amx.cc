@@ -11,9 +11,9 @@ constexpr int kBlockRows = 2 * kTileHeight;
 constexpr std::int64_t kStepBytes = kPanel * kDotDepth;
 
 template <int RowTiles>
-SG_INLINE void add_products(const DotElement* x, std::int64_t stride, const char* weights) {
-  tile_load<4>(x, stride);
-  if constexpr (RowTiles == 2) tile_load<5>(x + kTileHeight * stride, stride);
+SG_INLINE void add_products(const DotElement* x, std::int64_t tile_stride, const char* weights) {
+  tile_load<4>(x, kDepthStep);
+  if constexpr (RowTiles == 2) tile_load<5>(x + tile_stride, kDepthStep);
   tile_load<6>(weights, kStepBytes);
   tile_load<7>(weights + kStepBytes / 2, kStepBytes);
   tile_dot_integers<0, 4, 6>();
@@ -29,6 +29,7 @@ class TileRowProduct {
   static constexpr int kFewRows = kBlockRows;
   static constexpr int kManyRows = kBlockRows;
   static constexpr bool kPrefetchesOut = false;
+  static constexpr bool kWholeTiles = true;
   static constexpr std::int64_t kHeadBytes = kRowHeadBytes;
   static constexpr std::int64_t kUnitBytes = kDepthStep * kPanel;
   static constexpr std::int64_t kWideUnitBytes = 0;
@@ -57,12 +58,13 @@ class TileRowProduct {
       clear_sums<RowTiles>();
     else
       load_sums<RowTiles>(part.sums);
-    const DotElement* x = x_.values(part.row) + part.range.begin * kDepthStep;
+    const DotElement* x = x_.values(part.row) + part.range.begin * x_.step();
+    const std::int64_t tile_stride = x_.row_bytes() * kTileHeight;
     const char* units = part.units;
     for (std::int64_t i = part.range.begin; i < part.range.end; ++i) {
       ahead.step();
-      add_products<RowTiles>(x, x_.stride(), units);
-      x += kDepthStep;
+      add_products<RowTiles>(x, tile_stride, units);
+      x += kTileHeight * kDepthStep;
       units += kUnitBytes;
     }
     store_sums<RowTiles>(part.sums);
@@ -83,7 +85,7 @@ class TileRowProduct {
 }  // namespace
 
 void linear_rows_amx(const PanelLinearArgs& args) {
-  QuantisedRows x(args.format, args.linear.rows, args.linear.in_features);
+  QuantisedRows x(args.format, args.linear.rows, args.linear.in_features, kTileHeight);
   x.fill(args.linear, args.workspace);
   run_linear(args, TileRowProduct(x));
 }

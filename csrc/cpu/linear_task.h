@@ -15,6 +15,9 @@
 //   multiply<Wide>(...)     see Part
 //   begin(), end()          around a thread's tasks
 //   kPrefetchesOut          pays where a tile takes longer than a prefetch does
+//   kWholeTiles             tiles begin at multiples of kManyRows, as x is laid out; else they are
+//   as
+//                           even as possible
 #pragma once
 
 #include "core/parallel.h"
@@ -54,6 +57,7 @@ inline constexpr std::int64_t kAheadBytes = 4096;
 struct VectorProduct {
   static constexpr int kFewRows = kTileRows;
   static constexpr bool kPrefetchesOut = true;
+  static constexpr bool kWholeTiles = false;
   void begin() const {}
   void end() const {}
 };
@@ -105,6 +109,7 @@ class LinearTask {
   }
 
   std::int64_t first_row(std::int64_t tile) const {
+    if constexpr (Product::kWholeTiles) return min_int(args_.rows, tile * Product::kManyRows);
     return part_begin(args_.rows, blocking_.row_tiles, tile);
   }
   const char* panel(std::int64_t p) const { return panels_ + p * panel_bytes_; }

@@ -8,20 +8,23 @@
 namespace softgate::cpu::SOFTGATE_ISA {
 namespace {  // what is not inlined needs internal linkage
 
-// x in integers, in a workspace: a row is `stretches` stretches with a scale each.
+// x in integers, in a workspace: a row is `stretches` stretches with a scale each. `tile` rows lie
+// beside each other, kDepthStep of depth after the other.
 class QuantisedRows {
  public:
-  QuantisedRows(const PanelFormat& format, std::int64_t rows, std::int64_t in_features)
+  QuantisedRows(const PanelFormat& format, std::int64_t rows, std::int64_t in_features,
+                std::int64_t tile = 1)
       : rows_(rows),
         in_features_(in_features),
         grouped_(format.grouped),
         stretches_(format.grouped ? in_features / kGroupSize : 1),
         depth_(ceil_div(in_features, kDepthStep) * kDepthStep),
+        tile_(tile),
         // Rows that do not all fall into the same sets of the cache.
-        stride_(depth_ + kLineBytes) {}
+        row_elements_(depth_ + (tile > 1 ? 0 : kLineBytes)) {}
 
   std::int64_t bytes() const {
-    return 3 * numbers() * kFloat + (rows_ + kRowsBeyond) * stride_ * kElement;
+    return 3 * numbers() * kFloat + (rows_ + kRowsBeyond) * row_elements_ * kElement;
   }
 
   void fill(const LinearArgs<float>& args, void* workspace) {
@@ -36,10 +39,14 @@ class QuantisedRows {
   }
 
   std::int64_t depth() const { return depth_; }  // with the zeros that follow
-  std::int64_t row_bytes() const { return stride_ * kElement; }
-  std::int64_t stride() const { return stride_; }
+  std::int64_t row_bytes() const { return row_elements_ * kElement; }
+  // From a row to the next of its tile, and from a step of depth to the next.
+  std::int64_t stride() const { return tile_ > 1 ? kDepthStep : row_elements_; }
+  std::int64_t step() const { return tile_ * kDepthStep; }
   std::int64_t stretches() const { return stretches_; }
-  const DotElement* values(std::int64_t row) const { return values_ + row * stride_; }
+  DotElement* values(std::int64_t row) const {
+    return values_ + (row - row % tile_) * row_elements_ + row % tile_ * kDepthStep;
+  }
   const float* scales(std::int64_t row) const { return scales_ + row * stretches_; }
   const float* totals(std::int64_t row) const { return totals_ + row * stretches_; }
   std::int32_t shift(std::int64_t row) const { return shifts_[row]; }
@@ -52,7 +59,7 @@ class QuantisedRows {
   std::int64_t numbers() const { return (rows_ + kRowsBeyond) * stretches_; }
 
   void fill_row(const float* x, std::int64_t row) {
-    DotElement* to = values_ + row * stride_;
+    const RowPlace to = {values(row), step()};
     const std::int64_t i = row * stretches_;
     if (grouped_) {
       quantise_groups(x, stretches_, to, {scales_ + i, totals_ + i, starts_ + i});
@@ -66,8 +73,8 @@ class QuantisedRows {
 
   std::int64_t rows_, in_features_;
   bool grouped_;
-  std::int64_t stretches_, depth_, stride_;
-  float *scales_ = nullptr, *totals_ = nullptr;  // of groups: scale * total
+  std::int64_t stretches_, depth_, tile_, row_elements_;
+  float *scales_ = nullptr, *totals_ = nullptr;         // of groups: scale * total
   std::int32_t *starts_ = nullptr, *shifts_ = nullptr;  // of rows
   DotElement* values_ = nullptr;
 };
@@ -81,8 +88,8 @@ struct RowHead {
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
       scales[j] = load(reinterpret_cast<const float*>(head) + j * kLanes);
-      totals[j] = load_wide(reinterpret_cast<const std::uint8_t*>(head + kPanel * kFloat +
-                                                                  j * kLanes * kFloat));
+      totals[j] = load_wide(
+          reinterpret_cast<const std::uint8_t*>(head + kPanel * kFloat + j * kLanes * kFloat));
     }
   }
 
@@ -91,7 +98,8 @@ struct RowHead {
                                      float* to) const {
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
-      const vi whole = sizeof(DotElement) > 1 ? sums[j] : add(sums[j], mul(totals[j], set1_int(shift)));
+      const vi whole =
+          sizeof(DotElement) > 1 ? sums[j] : add(sums[j], mul(totals[j], set1_int(shift)));
       store(to + j * kLanes, mul(to_float(whole), mul(scales[j], set1(scale))));
     }
   }

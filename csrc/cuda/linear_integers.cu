@@ -270,8 +270,8 @@ __device__ __forceinline__ void store_sums(float* to, const Sums<Format>& sums,
     } else {
       const int total = reinterpret_cast<const std::int32_t*>(of_panel)[kColumns + 2 * g + odd];
       const int shift = reinterpret_cast<const std::int32_t*>(of_tile)[kRows + row];
-      sum = static_cast<float>(sums.dots[i] + shift * total) *
-            (of_panel[2 * g + odd] * of_tile[row]);
+      sum =
+          static_cast<float>(sums.dots[i] + shift * total) * (of_panel[2 * g + odd] * of_tile[row]);
     }
   }
 }
@@ -381,7 +381,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
   for (int t = 0; t < kTiles; ++t)
     store_sums<kSumStride<1>>(staged + t * kRows * kSumStride<1>, sums[t],
-                              reinterpret_cast<const float*>(head), x.scales + tiles[t] * 2 * kRows);
+                              reinterpret_cast<const float*>(head),
+                              x.scales + tiles[t] * 2 * kRows);
   __syncwarp();
   finish_sums<kTiles * kRows, 1>(args.linear, staged, first_tile * kRows, panel,
                                  static_cast<int>(threadIdx.x) % kWarp, kWarp);

@@ -13,8 +13,8 @@
 //           where scales are per group, float16 scales [16], perhaps minimums [16]
 //   tile    units [8 rows, 32]
 //
-// The workspace of a product is the tiles of x, aligned to 16 bytes, then pairs of eight, [tiles, 2,
-// 8] per row or [tiles, groups, 2, 8]: float32 scales, and per row what the integers want added,
+// The workspace of a product is the tiles of x, aligned to 16 bytes, then pairs of eight, [tiles,
+// 2, 8] per row or [tiles, groups, 2, 8]: float32 scales, and per row what the integers want added,
 // int32, or per group a scale times the total of the integers.
 #pragma once
 

@@ -93,9 +93,10 @@ def linear(
     form with erf, "gelu_tanh" the approximation of Hendrycks & Gimpel 2016. `out` may be
     `residual`, never `x`.
 
-    With an integer weight x is rounded to multiples of its largest magnitude / 127, per row or per
-    group of 32 as the weight's scales are, and the integers' products are summed exactly
-    (`csrc/ops/linear.h` has the formula). A NaN or an infinity in x makes its whole row NaN.
+    With an integer weight x is rounded to 8 bits: where the weight has a scale per row to 256 steps
+    from a row's lowest number to its highest, where per group of 32 to multiples of a group's
+    largest magnitude / 127. The integers' products are summed exactly (`csrc/ops/linear.h` has the
+    formula). A NaN or an infinity in x makes its whole row NaN.
 
     A row's result does not depend on the other rows or on the number of threads, except that with
     ISA "amx" and floating-point weights fewer than 16 rows are rounded otherwise than more.
