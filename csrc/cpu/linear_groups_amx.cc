@@ -1,6 +1,6 @@
 // linear on integers in groups of 32 with a scale each, with AMX: the integers that
 // linear_integers.cc forms and its chain of fused multiply-adds, and so its bits. A group is one
-// step of the tiles; while they multiply the next one, vectors scale and add this one's integers.
+// step of the tiles, whose integers go through L1 to the vectors that scale and add them.
 #include "cpu/amx.h"
 #include "cpu/linear_groups.h"
 #include "cpu/linear_task.h"

@@ -123,7 +123,8 @@ def quantize_input(x: ArrayLike, *, grouped: bool) -> Float64:
     if grouped:
         return QuantizedWeight(*_symmetric(rows, 32)).dequantize().reshape(x.shape)
     values, scales, shifts = _in_steps(rows)
-    return ((_float64(values) + shifts[:, None]) * scales[:, None]).reshape(x.shape)
+    seen: Float64 = (_float64(values) + shifts[:, None]) * scales[:, None]
+    return seen.reshape(x.shape)
 
 
 def linear(
