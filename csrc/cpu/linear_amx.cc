@@ -12,6 +12,7 @@
 namespace softgate::cpu::SOFTGATE_ISA {
 
 void linear(const PanelLinearArgs& args);
+void linear_split(const PanelLinearArgs& args);
 void linear_rows_amx(const PanelLinearArgs& args);
 
 namespace {
@@ -261,7 +262,7 @@ class SplitTask {
  public:
   using Element = typename Stored::Element;
 
-  explicit SplitTask(const PanelLinearArgs& args)
+  SplitTask(const PanelLinearArgs& args, int threads)
       : args_(args.linear),
         panels_(static_cast<const Element*>(args.panels)),
         panel_columns_(args.format.gated ? kLanes : kPanel),
@@ -270,7 +271,7 @@ class SplitTask {
     blocking_.row_blocks = ceil_div(args_.rows, kBlockRows);
     blocking_.panels = panels_of(args.format, args_.out_features);
     // Many tasks even out the threads; with few rows long streams of weights matter more.
-    const std::int64_t tasks = (args_.rows > 64 ? 4 : 2) * num_threads();
+    const std::int64_t tasks = threads == 1 ? 1 : (args_.rows > 64 ? 4 : 2) * threads;
     const std::int64_t groups =
         max_int(ceil_div(tasks, blocking_.row_blocks), ceil_div(blocking_.panels, kGroupPanels));
     blocking_.panel_groups = min_int(blocking_.panels, groups);
@@ -398,13 +399,16 @@ void linear_amx(const PanelLinearArgs& args) {
     return linear_rows_amx(args);
   if (args.linear.rows < kMinSplitRows || !args.splits) return linear(args);
   switch (args.format.type) {
-    case WeightType::float32: return SplitTask<SplitFloat32>(args).run_all();
-    case WeightType::float16: return SplitTask<SplitFloat16>(args).run_all();
-    case WeightType::bfloat16: return SplitTask<SplitBFloat16>(args).run_all();
+    case WeightType::float32: return SplitTask<SplitFloat32>(args, num_threads()).run_all();
+    case WeightType::float16: return SplitTask<SplitFloat16>(args, num_threads()).run_all();
+    case WeightType::bfloat16: return SplitTask<SplitBFloat16>(args, num_threads()).run_all();
     case WeightType::int8:
     case WeightType::int4: return linear(args);
   }
 }
+
+// A product of any number of rows with a float32 weight, on the calling thread.
+void linear_split(const PanelLinearArgs& args) { SplitTask<SplitFloat32>(args, 1).run_all(); }
 
 bool splits(const PackArgs& args) {
   for (std::int64_t r = 0; r < args.out_features; ++r) {

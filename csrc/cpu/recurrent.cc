@@ -10,6 +10,9 @@
 namespace softgate::cpu::SOFTGATE_ISA {
 
 void linear(const PanelLinearArgs& args);
+#if defined(SOFTGATE_ISA_AVX512)
+void linear_split(const PanelLinearArgs& args);
+#endif
 
 namespace {
 
@@ -21,6 +24,13 @@ constexpr std::int64_t kMemberWork = 32 << 10;
 
 // Weights that stay in a core's own cache beside what else a step touches.
 constexpr std::int64_t kCachedBytes = 3 << 19;
+
+void multiply_inputs(const PanelLinearArgs& args) {
+#if defined(SOFTGATE_ISA_AVX512)
+  if (args.splits) return linear_split(args);
+#endif
+  linear(args);
+}
 
 // One member's way through one direction.
 class Member {
@@ -40,11 +50,10 @@ class Member {
         rows += args_.active[end++];
       gather({step, end}, rows);
       team_.wait(member_);
-      // Of a lone step, a block's sums go on to its product while they are in cache.
-      // An int8 product holds the scratch memory that projecting may want.
-      projects_late_ = end == step + 1 && args_.dtype != DType::int8;
-      for (std::int64_t block = blocks_.begin; !projects_late_ && block < blocks_.end; ++block)
-        project(block, rows);
+      // Of a lone step, a block's sums go on to its product while they are in cache. But splitting
+      // serves all blocks, and an int8 product holds the scratch memory that projecting may want.
+      projects_late_ = end == step + 1 && !args_.splits && args_.dtype != DType::int8;
+      if (!projects_late_) project(blocks_, rows);
       for (std::int64_t row = 0; step < end; row += args_.active[step++]) run_step(step, row);
     }
     store_states();
@@ -74,9 +83,8 @@ class Member {
   }
   float* c(std::int64_t block) const { return direction_.c + block * args_.batch * kPanel; }
   float* sums(std::int64_t block, std::int64_t row) const {
-    return direction_.gates + (block * args_.chunk_rows + row) * sums_stride();
+    return direction_.gates + row * args_.gates_stride + block * gates_of(args_.kind) * kPanel;
   }
-  std::int64_t sums_stride() const { return slots_of(args_.kind) * kPanel; }
   std::int64_t units(std::int64_t block) const {
     return min_int(kPanel, args_.hidden_size - block * kPanel);
   }
@@ -117,32 +125,32 @@ class Member {
              c(block) + i * kPanel, units(block));
   }
 
-  // The inputs' part of a block's sums, of the first rows of a chunk.
-  void project(std::int64_t block, std::int64_t rows) {
+  // The inputs' part of some blocks' sums, of the first rows of a chunk.
+  void project(Range blocks, std::int64_t rows) {
+    if (blocks.begin == blocks.end) return;
     const int gates = gates_of(args_.kind);
-    const std::int64_t panel = block * gates;
-    linear({.linear = {.x = x_,
-                       .weight = nullptr,
-                       .bias = direction_.weights.bias + panel * kPanel,
-                       .residual = nullptr,
-                       .out = sums(block, 0),
-                       .rows = rows,
-                       .in_features = args_.input_size,
-                       .out_features = gates * kPanel,
-                       .x_stride = x_stride_,
-                       .residual_stride = 0,
-                       .out_stride = sums_stride(),
-                       .activation = Activation::none},
-            .format = {},
-            .panels = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
-            .workspace = nullptr,
-            .splits = false});
-    if (direction_.weights.bias_hn) start_reset_sums(block, rows);
+    const std::int64_t panel = blocks.begin * gates;
+    multiply_inputs({.linear = {.x = x_,
+                                .weight = nullptr,
+                                .bias = direction_.weights.bias + panel * kPanel,
+                                .residual = nullptr,
+                                .out = sums(blocks.begin, 0),
+                                .rows = rows,
+                                .in_features = args_.input_size,
+                                .out_features = (blocks.end - blocks.begin) * gates * kPanel,
+                                .x_stride = x_stride_,
+                                .residual_stride = 0,
+                                .out_stride = args_.gates_stride,
+                                .activation = Activation::none},
+                     .format = {},
+                     .panels = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
+                     .workspace = nullptr,
+                     .splits = args_.splits});
   }
 
-  void start_reset_sums(std::int64_t block, std::int64_t rows) {
+  void start_recurrent_sums(std::int64_t block, std::int64_t rows) const {
     const float* bias = direction_.weights.bias_hn + block * kPanel;
-    for (std::int64_t row = 0; row < rows; ++row) copy(sums(block, row) + 3 * kPanel, bias, kPanel);
+    for (std::int64_t row = 0; row < rows; ++row) copy(c(block) + row * kPanel, bias, kPanel);
   }
 
   // Do a step's tokens follow each other?
@@ -212,15 +220,17 @@ class Member {
       const std::int64_t end = min_int(begin + at_once, blocks_.end);
       Target targets[kPanelsAtOnce];
       int count = 0;
-      for (std::int64_t block = begin; projects_late_ && block < end; ++block)
-        if (phase.first_gate == 0) project(block, rows);
-      for (std::int64_t block = begin; block < end; ++block)
+      if (projects_late_ && phase.first_gate == 0) project({begin, end}, rows);
+      for (std::int64_t block = begin; block < end; ++block) {
+        if (direction_.weights.bias_hn) start_recurrent_sums(block, rows);
         for (int gate = 0; gate < phase.gates; ++gate)
           targets[count++] = target(phase, block, first_row, gate);
-      product.add(targets, count, sums_stride());
+      }
+      product.add(targets, count);
       for (std::int64_t block = begin; block < end; ++block)
         phase.finish({.rows = rows,
                       .sums = sums(block, first_row),
+                      .sums_stride = args_.gates_stride,
                       .h = h(step) + block * kPanel,
                       .c = c(block),
                       .next = to + block * kPanel,
@@ -232,9 +242,12 @@ class Member {
     const std::int64_t panel = block * gates_of(args_.kind) + phase.first_gate + i;
     const auto* weights = static_cast<const char*>(direction_.weights.weight_hh);
     const float* scales = direction_.weights.scales;
+    const int place = phase.first_sum + i;
+    const bool apart = place == gates_of(args_.kind);
     return {.panel = weights + panel * panel_bytes_,
             .scales = scales ? scales + panel * kPanel : nullptr,
-            .sums = sums(block, first_row) + (phase.first_slot + i) * kPanel};
+            .sums = apart ? c(block) : sums(block, first_row) + place * kPanel,
+            .stride = apart ? kPanel : args_.gates_stride};
   }
 
   void project_state(std::int64_t step) {
@@ -253,9 +266,9 @@ class Member {
           clear(to + i * args_.state_stride, kPanel);
         const float* weight =
             direction_.weights.weight_hr + (p + count) * args_.hidden_size * kPanel;
-        targets[count] = {weight, nullptr, to};
+        targets[count] = {weight, nullptr, to, args_.state_stride};
       }
-      product.add(targets, count, args_.state_stride);
+      product.add(targets, count);
     }
     write_out(step, {panels.begin * kPanel, min_int(panels.end * kPanel, args_.output_size)});
   }

@@ -96,7 +96,7 @@ struct Workspace {
   Workspace(const RecurrentArgs& args, std::int64_t blocks) {
     const std::int64_t width = cpu::kernels().panel_width;
     x = Tensor::empty({args.chunk_rows, args.work_x_stride});
-    gates = Tensor::empty({blocks, args.chunk_rows, slots_of(args.kind), width});
+    gates = Tensor::empty({args.chunk_rows, args.gates_stride});
     h = Tensor::empty({2, args.batch, args.state_stride});
     intermediate = Tensor::empty({args.batch, args.state_stride});
     c = Tensor::empty({blocks, args.batch, width});
@@ -153,8 +153,8 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
   const SequenceSchedule schedule(cu_seqlens.host(), batch);
   const std::int64_t width = cpu::kernels().panel_width;
   const std::int64_t blocks = (hidden + width - 1) / width;
-  const std::int64_t row_bytes = blocks * slots_of(weight.kind()) * width * 4;
-  const std::int64_t rows = std::max(kMinChunkRows, kChunkBytes / row_bytes);
+  const std::int64_t gates_stride = spread(blocks * gates_of(weight.kind()) * width);
+  const std::int64_t rows = std::max(kMinChunkRows, kChunkBytes / (gates_stride * 4));
   RecurrentArgs args{
       .kind = weight.kind(),
       .dtype = weight.dtype(),
@@ -171,7 +171,9 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
       .out_stride = result.out.stride(0),
       .chunk_rows = std::max(batch, std::min(rows, x.size(0))),
       .work_x_stride = spread(weight.input_size()),
+      .gates_stride = gates_stride,
       .state_stride = spread(round_up(std::max(hidden, output), width)),
+      .splits = cpu::kernels().splits && weight.splits() && weights[count - 1]->splits(),
       .directions = directions.count,
       .direction = {},
   };

@@ -33,16 +33,15 @@ namespace softgate {
 
 enum class RecurrentKind { rnn_tanh, rnn_relu, lstm, gru, gru_reset_before };
 
-// Gates of a unit, and the sums a step forms for them: a GRU keeps the n gate's two parts apart.
+// Of a unit.
 constexpr int gates_of(RecurrentKind kind) {
   if (kind == RecurrentKind::lstm) return 4;
   return kind == RecurrentKind::gru || kind == RecurrentKind::gru_reset_before ? 3 : 1;
 }
-constexpr int slots_of(RecurrentKind kind) { return gates_of(kind) == 1 ? 1 : 4; }
 
 // Weights as kernels read them. A block is panel_width hidden units, the last filled up with zero
-// columns; its panels (ops/linear.h), one per gate, follow each other. A GRU's sums are: n's input
-// part, r, z, n's recurrent part; so its weight_ih is in the order n, r, z.
+// columns; its panels (ops/linear.h), one per gate, follow each other. A GRU's sums are in the order
+// n, r, z, and so is its weight_ih.
 struct RecurrentPanels {
   const float* weight_ih;  // [blocks, gates, input_size, panel_width]
   const float* bias;       // [blocks, gates, panel_width]
@@ -61,10 +60,10 @@ struct RecurrentDirection {
   std::int64_t h0_stride, c0_stride;  // elements between rows
   // Working memory, which the kernel fills.
   float* x;             // [chunk_rows, work_x_stride]
-  float* gates;         // sums: [blocks, chunk_rows, slots, panel_width]
+  float* gates;         // sums: [chunk_rows, gates_stride]
   float* h;             // before a step and after it: [2, batch, state_stride]
   float* intermediate;  // between a step's products: [batch, state_stride]
-  float* c;             // [blocks, batch, panel_width]
+  float* c;  // [blocks, batch, panel_width]: lstm's state, gru's sums of n's recurrent part
 };
 
 // Sequences are taken longest first and a step's rows are those that reach it, so that no padding
@@ -80,7 +79,8 @@ struct RecurrentArgs {
   std::int64_t input_size, hidden_size, output_size;
   std::int64_t x_stride, out_stride;
   std::int64_t chunk_rows;  // at most so many rows of steps that follow each other are projected
-  std::int64_t work_x_stride, state_stride;  // of the working memory
+  std::int64_t work_x_stride, gates_stride, state_stride;  // of the working memory
+  bool splits;  // weight_ih, see PanelLinearArgs
   int directions;
   RecurrentDirection direction[2];
 };
@@ -150,6 +150,7 @@ class RecurrentWeight {
   std::int64_t hidden_size() const { return hidden_size_; }
   std::int64_t output_size() const { return output_size_; }
   DType dtype() const { return dtype_; }
+  bool splits() const { return splits_; }  // weight_ih, see Kernels::splits
   bool projects() const { return weight_hr_.has_value(); }
   Device device() const { return weight_hh_.device(); }
   const std::string& isa() const { return isa_; }  // empty but on the CPU
@@ -182,6 +183,7 @@ class RecurrentWeight {
   DType dtype_;
   std::int64_t input_size_, hidden_size_, output_size_;
   std::string isa_;
+  bool splits_ = false;
   std::int64_t panel_width_, blocks_;
   Tensor weight_ih_, weight_hh_, bias_;
   std::optional<Tensor> scales_, bias_hn_;

@@ -33,7 +33,7 @@ DType parse_dtype(const std::string& text) {
 
 // Which of torch's gates is at a place of weight_ih (see RecurrentPanels).
 int input_gate(RecurrentKind kind, int place) {
-  return slots_of(kind) > gates_of(kind) ? (place + 2) % 3 : place;
+  return gates_of(kind) == 3 ? (place + 2) % 3 : place;
 }
 
 Tensor zeros(const Dims& shape) {
@@ -138,6 +138,12 @@ void RecurrentWeight::for_each_panel(const Body& body) const {
 }
 
 void RecurrentWeight::pack_inputs(const Tensor& weight) {
+  if (cpu::kernels().splits)
+    splits_ = cpu::kernels().splits({.weight = weight.data<float>(),
+                                     .packed = nullptr,
+                                     .in_features = input_size_,
+                                     .out_features = weight.size(0),
+                                     .weight_stride = weight.stride(0)});
   weight_ih_ = Tensor::empty({blocks_ * gates_of(kind_), input_size_, panel_width_});
   for_each_panel([&](std::int64_t panel, int place, std::int64_t unit, std::int64_t units) {
     const std::int64_t row = input_gate(kind_, place) * hidden_size_ + unit;
