@@ -12,7 +12,7 @@ namespace {
 
 // Of the sums of a chunk of steps, which stay in cache from the input's product to the steps.
 constexpr std::int64_t kChunkBytes = 1 << 20;
-constexpr std::int64_t kMinChunkRows = 64;
+constexpr std::int64_t kMinChunkRows = 128;
 constexpr std::int64_t kLineFloats = 16;
 
 std::int64_t round_up(std::int64_t x, std::int64_t multiple) {
