@@ -48,11 +48,13 @@ class Member {
       std::int64_t rows = 0, end = step;
       while (end < args_.steps && (rows == 0 || rows + args_.active[end] <= args_.chunk_rows))
         rows += args_.active[end++];
-      gather({step, end}, rows);
+      chunk_ = {step, end};
+      if (args_.x) gather(rows);
       team_.wait(member_);
       // Of a lone step, a block's sums go on to its product while they are in cache. But splitting
       // serves all blocks, and an int8 product holds the scratch memory that projecting may want.
-      projects_late_ = end == step + 1 && !args_.splits && args_.dtype != DType::int8;
+      projects_late_ =
+          end == step + 1 && (args_.ids || (!args_.splits && args_.dtype != DType::int8));
       if (!projects_late_) project(blocks_, rows);
       for (std::int64_t row = 0; step < end; row += args_.active[step++]) run_step(step, row);
     }
@@ -128,6 +130,7 @@ class Member {
   // The inputs' part of some blocks' sums, of the first rows of a chunk.
   void project(Range blocks, std::int64_t rows) {
     if (blocks.begin == blocks.end) return;
+    if (args_.ids) return look_up(blocks);
     const int gates = gates_of(args_.kind);
     const std::int64_t panel = blocks.begin * gates;
     multiply_inputs({.linear = {.x = x_,
@@ -148,6 +151,23 @@ class Member {
                      .splits = args_.splits});
   }
 
+  // The same, of ids: columns of weights, each a row of a panel.
+  void look_up(Range blocks) const {
+    const int gates = gates_of(args_.kind);
+    const std::int64_t panel_size = args_.input_size * kPanel;
+    float* to = sums(blocks.begin, 0);
+    for (std::int64_t step = chunk_.begin; step < chunk_.end; ++step) {
+      for (std::int64_t i = 0; i < args_.active[step]; ++i, to += args_.gates_stride) {
+        const float* row = direction_.weights.weight_ih + args_.ids[token(i, step)] * kPanel;
+        for (std::int64_t p = blocks.begin * gates; p < blocks.end * gates; ++p)
+          for (int j = 0; j < kPanel; j += kLanes)
+            store(to + (p - blocks.begin * gates) * kPanel + j,
+                  add(load(row + p * panel_size + j),
+                      load(direction_.weights.bias + p * kPanel + j)));
+      }
+    }
+  }
+
   void start_recurrent_sums(std::int64_t block, std::int64_t rows) const {
     const float* bias = direction_.weights.bias_hn + block * kPanel;
     for (std::int64_t row = 0; row < rows; ++row) copy(c(block) + row * kPanel, bias, kPanel);
@@ -160,8 +180,9 @@ class Member {
     return true;
   }
 
-  // The inputs of the `count` rows of some steps, in their order.
-  void gather(Range steps, std::int64_t count) {
+  // The inputs of the `count` rows of a chunk's steps, in their order.
+  void gather(std::int64_t count) {
+    const Range steps = chunk_;
     x_ = direction_.x;
     x_stride_ = args_.work_x_stride;
     if (args_.batch == 1 || (steps.end == steps.begin + 1 && is_in_order(steps.begin))) {
@@ -288,6 +309,7 @@ class Member {
   std::int64_t panel_bytes_;
   Range blocks_;
   // Of the chunk at hand.
+  Range chunk_ = {0, 0};
   const float* x_ = nullptr;
   std::int64_t x_stride_ = 0;
   bool projects_late_ = false;

@@ -76,7 +76,20 @@ DType element_type(const RecurrentWeight& weight) {
   return weight.device().kind == DeviceKind::cpu ? DType::float32 : weight.dtype();
 }
 
+bool are_ids(const Tensor& x) {
+  return x.dtype() == DType::int32 && x.dim() == 1 && x.device().kind == DeviceKind::cpu;
+}
+
+void check_ids(const char* op, const Tensor& x, std::int64_t input_size) {
+  const auto* ids = x.data<std::int32_t>();
+  for (std::int64_t i = 0; i < x.numel(); ++i) {
+    if (ids[i] < 0 || ids[i] >= input_size) [[unlikely]]
+      check(false, op, ": x[", i, "] is ", ids[i], ", expected 0 <= id < ", input_size);
+  }
+}
+
 void check_input(const char* op, const Tensor& x, const RecurrentWeight& weight) {
+  if (are_ids(x)) return check_ids(op, x, weight.input_size());
   const DType dtype = element_type(weight);
   check_type(x.dtype() == dtype, op, ": x has dtype ", name(x.dtype()), ", expected ", name(dtype));
   check(x.dim() == 2 && x.size(1) == weight.input_size(), op, ": x has shape ",
@@ -85,8 +98,8 @@ void check_input(const char* op, const Tensor& x, const RecurrentWeight& weight)
 
 // A state's shape is checked; strides between directions and rows are free.
 void check_state(const char* op, const char* argument, const std::optional<Tensor>& state,
-                 const Tensor& x, const Dims& shape) {
-  if (state) check_tensor(op, argument, *state, x.dtype(), shape, x.device());
+                 const RecurrentWeight& weight, const Dims& shape) {
+  if (state) check_tensor(op, argument, *state, element_type(weight), shape, weight.device());
 }
 
 // The memory that a call works in; see RecurrentDirection.
@@ -95,7 +108,7 @@ struct Workspace {
 
   Workspace(const RecurrentArgs& args, std::int64_t blocks) {
     const std::int64_t width = cpu::kernels().panel_width;
-    x = Tensor::empty({args.chunk_rows, args.work_x_stride});
+    if (args.x) x = Tensor::empty({args.chunk_rows, args.work_x_stride});
     gates = Tensor::empty({args.chunk_rows, args.gates_stride});
     h = Tensor::empty({2, args.batch, args.state_stride});
     intermediate = Tensor::empty({args.batch, args.state_stride});
@@ -132,19 +145,20 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
   cu_seqlens.check_fit(op, "cu_seqlens", x.size(0), device);
   const std::int64_t batch = cu_seqlens.batch();
   const std::int64_t hidden = weight.hidden_size(), output = weight.output_size();
-  check_state(op, "h0", h0, x, {directions.count, batch, output});
-  check_state(op, "c0", c0, x, {directions.count, batch, hidden});
+  check_state(op, "h0", h0, weight, {directions.count, batch, output});
+  check_state(op, "c0", c0, weight, {directions.count, batch, hidden});
 
   RecurrentResult result;
+  const DType dtype = element_type(weight);
   result.out =
-      resolve_out(op, std::move(out), x.dtype(), {x.size(0), directions.count * output}, device);
+      resolve_out(op, std::move(out), dtype, {x.size(0), directions.count * output}, device);
   check_overlap(op, result.out, "x", x, false);
   check_overlap(op, result.out, "cu_seqlens", cu_seqlens.cu_seqlens(), false);
   if (h0) check_overlap(op, result.out, "h0", *h0, false);
   if (c0) check_overlap(op, result.out, "c0", *c0, false);
-  result.h_n = Tensor::empty({directions.count, batch, output}, x.dtype(), device);
+  result.h_n = Tensor::empty({directions.count, batch, output}, dtype, device);
   if (weight.kind() == RecurrentKind::lstm)
-    result.c_n = Tensor::empty({directions.count, batch, hidden}, x.dtype(), device);
+    result.c_n = Tensor::empty({directions.count, batch, hidden}, dtype, device);
   if (device.kind != DeviceKind::cpu) {
     run_on_device(x, cu_seqlens, weights, h0, c0, directions.reverse, result);
     return result;
@@ -158,7 +172,8 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
   RecurrentArgs args{
       .kind = weight.kind(),
       .dtype = weight.dtype(),
-      .x = x.data<float>(),
+      .x = are_ids(x) ? nullptr : x.data<float>(),
+      .ids = are_ids(x) ? x.data<std::int32_t>() : nullptr,
       .cu_seqlens = cu_seqlens.host(),
       .order = schedule.order.data(),
       .active = schedule.active.data(),
@@ -190,7 +205,7 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
         .c_n = result.c_n ? result.c_n->select(0, d).data<float>() : nullptr,
         .h0_stride = h0 ? h0->stride(1) : 0,
         .c0_stride = c0 ? c0->stride(1) : 0,
-        .x = work.x.data<float>(),
+        .x = args.x ? work.x.data<float>() : nullptr,
         .gates = work.gates.data<float>(),
         .h = work.h.data<float>(),
         .intermediate = work.intermediate.data<float>(),
@@ -210,8 +225,8 @@ std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Te
   check_weight(op, "weight", layer, weight, x.device());
   check_input(op, x, weight);
   const std::int64_t batch = x.size(0);
-  check_tensor(op, "h", h, x.dtype(), {batch, weight.output_size()}, x.device());
-  check_state(op, "c", c, x, {batch, weight.hidden_size()});
+  check_tensor(op, "h", h, element_type(weight), {batch, weight.output_size()}, x.device());
+  check_state(op, "c", c, weight, {batch, weight.hidden_size()});
   const Tensor each = Tensor::empty({batch + 1}, DType::int32);
   auto* offsets = each.data<std::int32_t>();
   std::iota(offsets, offsets + batch + 1, 0);

@@ -8,7 +8,8 @@
 //         n = tanh(W_in x + b_in + r * (W_hn h + b_hn)), before the product
 //         n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), h = (1 - z) * n + z * h
 //
-//   x: [total_tokens, input_size]    cu_seqlens: int32 [batch + 1]
+//   x: [total_tokens, input_size], or on the CPU int32 [total_tokens], which stand for rows of the
+//   identity matrix: W_ih x is a column of W_ih    cu_seqlens: int32 [batch + 1]
 //   out: [total_tokens, directions * output_size], the forward half first
 //   h0, h_n: [directions, batch, output_size]    c0, c_n: [directions, batch, hidden_size]
 //
@@ -71,7 +72,8 @@ struct RecurrentDirection {
 struct RecurrentArgs {
   RecurrentKind kind;
   DType dtype;  // of weight_hh
-  const float* x;
+  const float* x;           // or null
+  const std::int32_t* ids;  // where x is null: [total_tokens]
   const std::int32_t* cu_seqlens;
   const std::int32_t* order;   // [batch], by falling length
   const std::int32_t* active;  // [steps], how many sequences reach each step
@@ -141,6 +143,9 @@ class RecurrentWeight {
   RecurrentWeight(const std::string& kind, const Tensor& weight_ih, const Tensor& weight_hh,
                   const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
                   const std::optional<Tensor>& weight_hr, const std::string& dtype);
+
+  // These weights but for weight_ih, of as many rows: what is not replaced is shared. On the CPU.
+  RecurrentWeight with_inputs(const Tensor& weight_ih) const;
 
   // What was given, by name; bit for bit but for a weight_hh stored in fewer bits.
   std::vector<std::pair<std::string, Tensor>> unpack() const;

@@ -137,6 +137,19 @@ void RecurrentWeight::for_each_panel(const Body& body) const {
   }
 }
 
+RecurrentWeight RecurrentWeight::with_inputs(const Tensor& weight_ih) const {
+  const char* op = "with_inputs";
+  check(device().kind == DeviceKind::cpu, op, ": weight is on ", name(device()), ", expected cpu");
+  check(cpu::reads_packed(isa_), op, ": weight was packed for ", isa_, ", the ISA in use is ",
+        cpu::isa());
+  check_tensor(op, "weight_ih", weight_ih, DType::float32, {gates_of(kind_) * hidden_size_, -1});
+  check(weight_ih.size(1) > 0, op, ": weight_ih has no columns");
+  RecurrentWeight changed = *this;
+  changed.input_size_ = weight_ih.size(1);
+  changed.pack_inputs(weight_ih);
+  return changed;
+}
+
 void RecurrentWeight::pack_inputs(const Tensor& weight) {
   if (cpu::kernels().splits)
     splits_ = cpu::kernels().splits({.weight = weight.data<float>(),
