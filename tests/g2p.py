@@ -86,8 +86,7 @@ def letter_ids(word: str) -> list[int]:
 
 class G2p:
     def __init__(self, weights: Arrays) -> None:
-        # A table's row times a weight is a row of their product: ids go in as one-hot rows, of
-        # which there are fewer columns.
+        # A table's row times a weight is a row of their product, and so ids go in.
         def gru(name: str) -> ops.RecurrentWeight:
             folded = weights[f"{name}_w_ih"] @ weights[f"{name}_emb"].T
             rest = (weights[f"{name}_{part}"] for part in ("w_hh", "b_ih", "b_hh"))
@@ -95,8 +94,6 @@ class G2p:
 
         self.encoder = gru("enc")
         self.decoder = gru("dec")
-        self.letters = np.eye(len(LETTERS), dtype=np.float32)
-        self.phonemes = np.eye(len(PHONEMES), dtype=np.float32)
         self.output = ops.pack(weights["fc_w"])  # [phonemes, 256]
         self.output_bias = weights["fc_b"]
 
@@ -115,8 +112,8 @@ class G2p:
         """The encoder's last states, `[words, 256]`."""
         ids = [letter_ids(word) for word in words]
         cu_seqlens = np.cumsum([0, *map(len, ids)], dtype=np.int32)
-        x = self.letters[np.concatenate(ids)]  # [letters of all words, letters]
-        _, h_n = ops.gru(x, cu_seqlens, self.encoder)
+        letters = np.concatenate(ids, dtype=np.int32)  # of all words
+        _, h_n = ops.gru(letters, cu_seqlens, self.encoder)
         return h_n[0]
 
     def spell(self, h: Any) -> Iterator[tuple[IntArray, IntArray]]:
@@ -133,7 +130,7 @@ class G2p:
 
     def step(self, phonemes: IntArray, h: FloatArray) -> tuple[FloatArray, IntArray]:
         """From `[words]` phonemes and `[words, 256]` states to the next ones."""
-        h = ops.gru_cell(self.phonemes[phonemes], self.decoder, h)
+        h = ops.gru_cell(phonemes.astype(np.int32), self.decoder, h)
         logits = ops.linear(h, self.output, self.output_bias)  # [words, phonemes]
         return h, logits.argmax(axis=1)
 
