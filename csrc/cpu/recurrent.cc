@@ -84,8 +84,15 @@ class Member {
     return direction_.h + (step % 2) * args_.batch * args_.state_stride;
   }
   float* c(std::int64_t block) const { return direction_.c + block * args_.batch * kPanel; }
+  // Where blocks are projected late, one group's sums take the place of those that are done with.
   float* sums(std::int64_t block, std::int64_t row) const {
-    return direction_.gates + row * args_.gates_stride + block * gates_of(args_.kind) * kPanel;
+    const std::int64_t columns = gates_of(args_.kind) * kPanel;
+    if (!projects_late_) return direction_.gates + row * args_.gates_stride + block * columns;
+    const std::int64_t place = blocks_.begin + block - first_late_;
+    return direction_.gates + (place * args_.chunk_rows + row) * columns;
+  }
+  std::int64_t sums_stride() const {
+    return projects_late_ ? gates_of(args_.kind) * kPanel : args_.gates_stride;
   }
   std::int64_t units(std::int64_t block) const {
     return min_int(kPanel, args_.hidden_size - block * kPanel);
@@ -143,7 +150,7 @@ class Member {
                                 .out_features = (blocks.end - blocks.begin) * gates * kPanel,
                                 .x_stride = x_stride_,
                                 .residual_stride = 0,
-                                .out_stride = args_.gates_stride,
+                                .out_stride = sums_stride(),
                                 .activation = Activation::none},
                      .format = {},
                      .panels = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
@@ -157,7 +164,7 @@ class Member {
     const std::int64_t panel_size = args_.input_size * kPanel;
     float* to = sums(blocks.begin, 0);
     for (std::int64_t step = chunk_.begin; step < chunk_.end; ++step) {
-      for (std::int64_t i = 0; i < args_.active[step]; ++i, to += args_.gates_stride) {
+      for (std::int64_t i = 0; i < args_.active[step]; ++i, to += sums_stride()) {
         const float* row = direction_.weights.weight_ih + args_.ids[token(i, step)] * kPanel;
         for (std::int64_t p = blocks.begin * gates; p < blocks.end * gates; ++p)
           for (int j = 0; j < kPanel; j += kLanes)
@@ -241,8 +248,9 @@ class Member {
       const std::int64_t end = min_int(begin + at_once, blocks_.end);
       Target targets[kPanelsAtOnce];
       int count = 0;
-      if (projects_late_ && phase.first_gate == 0) project({begin, end}, rows);
+      first_late_ = cell_.phases == 1 ? begin : blocks_.begin;
       for (std::int64_t block = begin; block < end; ++block) {
+        if (projects_late_ && phase.first_gate == 0) project({block, block + 1}, rows);
         if (direction_.weights.bias_hn) start_recurrent_sums(block, rows);
         for (int gate = 0; gate < phase.gates; ++gate)
           targets[count++] = target(phase, block, first_row, gate);
@@ -251,7 +259,7 @@ class Member {
       for (std::int64_t block = begin; block < end; ++block)
         phase.finish({.rows = rows,
                       .sums = sums(block, first_row),
-                      .sums_stride = args_.gates_stride,
+                      .sums_stride = sums_stride(),
                       .h = h(step) + block * kPanel,
                       .c = c(block),
                       .next = to + block * kPanel,
@@ -268,7 +276,7 @@ class Member {
     return {.panel = weights + panel * panel_bytes_,
             .scales = scales ? scales + panel * kPanel : nullptr,
             .sums = apart ? c(block) : sums(block, first_row) + place * kPanel,
-            .stride = apart ? kPanel : args_.gates_stride};
+            .stride = apart ? kPanel : sums_stride()};
   }
 
   void project_state(std::int64_t step) {
@@ -313,6 +321,7 @@ class Member {
   const float* x_ = nullptr;
   std::int64_t x_stride_ = 0;
   bool projects_late_ = false;
+  std::int64_t first_late_ = 0;  // block of the group at hand
 };
 
 }  // namespace
