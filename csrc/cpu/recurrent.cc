@@ -25,6 +25,12 @@ constexpr std::int64_t kMemberWork = 32 << 10;
 // Weights that stay in a core's own cache beside what else a step touches.
 constexpr std::int64_t kCachedBytes = 3 << 19;
 
+// Of a step whose weights are split: below, splitting takes longer than fused multiply-adds.
+constexpr std::int64_t kMinSplitStepRows = 24;
+
+// Of a step's state that stay in L2 while a member's panels pass.
+constexpr std::int64_t kRowsAtOnce = 512;
+
 void multiply_inputs(const PanelLinearArgs& args) {
 #if defined(SOFTGATE_ISA_AVX512)
   if (args.splits) return linear_split(args);
@@ -55,7 +61,7 @@ class Member {
       // serves all blocks, and an int8 product holds the scratch memory that projecting may want.
       projects_late_ =
           end == step + 1 && (args_.ids || (!args_.splits && args_.dtype != DType::int8));
-      if (!projects_late_) project(blocks_, rows);
+      if (!projects_late_) project(blocks_, {0, rows});
       for (std::int64_t row = 0; step < end; row += args_.active[step++]) run_step(step, row);
     }
     store_states();
@@ -134,18 +140,18 @@ class Member {
              c(block) + i * kPanel, units(block));
   }
 
-  // The inputs' part of some blocks' sums, of the first rows of a chunk.
-  void project(Range blocks, std::int64_t rows) {
+  // The inputs' part of some blocks' sums, of rows of a chunk.
+  void project(Range blocks, Range rows) {
     if (blocks.begin == blocks.end) return;
-    if (args_.ids) return look_up(blocks);
+    if (args_.ids) return look_up(blocks, rows);
     const int gates = gates_of(args_.kind);
     const std::int64_t panel = blocks.begin * gates;
-    multiply_inputs({.linear = {.x = x_,
+    multiply_inputs({.linear = {.x = x_ + rows.begin * x_stride_,
                                 .weight = nullptr,
                                 .bias = direction_.weights.bias + panel * kPanel,
                                 .residual = nullptr,
-                                .out = sums(blocks.begin, 0),
-                                .rows = rows,
+                                .out = sums(blocks.begin, rows.begin),
+                                .rows = rows.end - rows.begin,
                                 .in_features = args_.input_size,
                                 .out_features = (blocks.end - blocks.begin) * gates * kPanel,
                                 .x_stride = x_stride_,
@@ -159,12 +165,14 @@ class Member {
   }
 
   // The same, of ids: columns of weights, each a row of a panel.
-  void look_up(Range blocks) const {
+  void look_up(Range blocks, Range rows) const {
     const int gates = gates_of(args_.kind);
     const std::int64_t panel_size = args_.input_size * kPanel;
-    float* to = sums(blocks.begin, 0);
-    for (std::int64_t step = chunk_.begin; step < chunk_.end; ++step) {
-      for (std::int64_t i = 0; i < args_.active[step]; ++i, to += sums_stride()) {
+    float* to = sums(blocks.begin, rows.begin);
+    std::int64_t first = 0;
+    for (std::int64_t step = chunk_.begin; step < chunk_.end; first += args_.active[step++]) {
+      const std::int64_t end = min_int(rows.end - first, args_.active[step]);
+      for (std::int64_t i = max_int(rows.begin - first, 0); i < end; ++i, to += sums_stride()) {
         const float* row = direction_.weights.weight_ih + args_.ids[token(i, step)] * kPanel;
         for (std::int64_t p = blocks.begin * gates; p < blocks.end * gates; ++p)
           for (int j = 0; j < kPanel; j += kLanes)
@@ -175,9 +183,10 @@ class Member {
     }
   }
 
-  void start_recurrent_sums(std::int64_t block, std::int64_t rows) const {
+  void start_recurrent_sums(std::int64_t block, Range rows) const {
     const float* bias = direction_.weights.bias_hn + block * kPanel;
-    for (std::int64_t row = 0; row < rows; ++row) copy(c(block) + row * kPanel, bias, kPanel);
+    for (std::int64_t row = rows.begin; row < rows.end; ++row)
+      copy(c(block) + row * kPanel, bias, kPanel);
   }
 
   // Do a step's tokens follow each other?
@@ -215,17 +224,13 @@ class Member {
       const Phase& phase = cell_.phase[i];
       const bool last = i + 1 == cell_.phases && !projected;
       const float* from = i == 0 ? h(step) : direction_.intermediate;
-      const Operand x{.a = from,
-                      .stride = args_.state_stride,
-                      .rows = args_.active[step],
-                      .depth = args_.output_size};
       float* to = last ? h(step + 1) : direction_.intermediate;
-      if (args_.dtype == DType::int8)
-        run_phase(phase, step, first_row, Int8Product(x), to);
-      else if (args_.dtype == DType::bfloat16)
-        run_phase(phase, step, first_row, FloatProduct<BFloat16>(x), to);
-      else
-        run_phase(phase, step, first_row, FloatProduct<Float32>(x), to);
+      const std::int64_t active = args_.active[step], parts = ceil_div(active, kRowsAtOnce);
+      for (std::int64_t part = 0; part < parts; ++part) {
+        const Rows rows{step, first_row, part_begin(active, parts, part),
+                        part_begin(active, parts, part + 1)};
+        multiply_and_finish(phase, rows, from, to);
+      }
       if (last)
         write_out(step, {blocks_.begin * kPanel, min_int(blocks_.end * kPanel, args_.hidden_size)});
       team_.wait(member_);
@@ -235,39 +240,61 @@ class Member {
     team_.wait(member_);
   }
 
+  // Of a step, whose first row is the chunk's first_row-th.
+  struct Rows {
+    std::int64_t step, first_row;
+    std::int64_t begin, end;
+
+    std::int64_t count() const { return end - begin; }
+  };
+
+  void multiply_and_finish(const Phase& phase, const Rows& rows, const float* from, float* to) {
+    const Operand x{.a = from + rows.begin * args_.state_stride,
+                    .stride = args_.state_stride,
+                    .rows = rows.count(),
+                    .depth = args_.output_size};
+#if defined(SOFTGATE_ISA_AVX512)
+    if (args_.splits_steps && args_.active[rows.step] >= kMinSplitStepRows)
+      return run_phase(phase, rows, SplitProduct(x), to);
+#endif
+    if (args_.dtype == DType::int8) return run_phase(phase, rows, Int8Product(x), to);
+    if (args_.dtype == DType::bfloat16)
+      return run_phase(phase, rows, FloatProduct<BFloat16>(x), to);
+    run_phase(phase, rows, FloatProduct<Float32>(x), to);
+  }
+
   template <class Product>
-  void run_phase(const Phase& phase, std::int64_t step, std::int64_t first_row,
-                 const Product& product, float* to) {
-    const std::int64_t rows = args_.active[step];
-    const std::int64_t at_once = rows <= kFewRows ? kPanelsAtOnce / phase.gates : 1;
+  void run_phase(const Phase& phase, const Rows& rows, const Product& product, float* to) {
+    const std::int64_t at_once = rows.count() <= kFewRows ? kPanelsAtOnce / phase.gates : 1;
     // Steps sweep up and down in turn: what one leaves in cache the next one finds.
     const std::int64_t groups = ceil_div(blocks_.end - blocks_.begin, at_once);
     for (std::int64_t i = 0; i < groups; ++i) {
-      const std::int64_t group = step % 2 == 0 ? i : groups - 1 - i;
+      const std::int64_t group = rows.step % 2 == 0 ? i : groups - 1 - i;
       const std::int64_t begin = blocks_.begin + group * at_once;
       const std::int64_t end = min_int(begin + at_once, blocks_.end);
       Target targets[kPanelsAtOnce];
       int count = 0;
       first_late_ = cell_.phases == 1 ? begin : blocks_.begin;
       for (std::int64_t block = begin; block < end; ++block) {
-        if (projects_late_ && phase.first_gate == 0) project({block, block + 1}, rows);
-        if (direction_.weights.bias_hn) start_recurrent_sums(block, rows);
+        if (projects_late_ && phase.first_gate == 0)
+          project({block, block + 1}, {rows.begin, rows.end});
+        if (direction_.weights.bias_hn) start_recurrent_sums(block, {rows.begin, rows.end});
         for (int gate = 0; gate < phase.gates; ++gate)
-          targets[count++] = target(phase, block, first_row, gate);
+          targets[count++] = target(phase, block, rows, gate);
       }
       product.add(targets, count);
       for (std::int64_t block = begin; block < end; ++block)
-        phase.finish({.rows = rows,
-                      .sums = sums(block, first_row),
+        phase.finish({.rows = rows.count(),
+                      .sums = sums(block, rows.first_row + rows.begin),
                       .sums_stride = sums_stride(),
-                      .h = h(step) + block * kPanel,
-                      .c = c(block),
-                      .next = to + block * kPanel,
+                      .h = h(rows.step) + rows.begin * args_.state_stride + block * kPanel,
+                      .c = c(block) + rows.begin * kPanel,
+                      .next = to + rows.begin * args_.state_stride + block * kPanel,
                       .state_stride = args_.state_stride});
     }
   }
 
-  Target target(const Phase& phase, std::int64_t block, std::int64_t first_row, int i) const {
+  Target target(const Phase& phase, std::int64_t block, const Rows& rows, int i) const {
     const std::int64_t panel = block * gates_of(args_.kind) + phase.first_gate + i;
     const auto* weights = static_cast<const char*>(direction_.weights.weight_hh);
     const float* scales = direction_.weights.scales;
@@ -275,7 +302,8 @@ class Member {
     const bool apart = place == gates_of(args_.kind);
     return {.panel = weights + panel * panel_bytes_,
             .scales = scales ? scales + panel * kPanel : nullptr,
-            .sums = apart ? c(block) : sums(block, first_row) + place * kPanel,
+            .sums = apart ? c(block) + rows.begin * kPanel
+                          : sums(block, rows.first_row + rows.begin) + place * kPanel,
             .stride = apart ? kPanel : sums_stride()};
   }
 

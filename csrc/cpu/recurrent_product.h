@@ -4,6 +4,7 @@
 #include "core/parallel.h"
 #include "cpu/dot.h"
 #include "cpu/recurrent.h"
+#include "cpu/split_rows.h"
 #include "cpu/tile.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
@@ -153,6 +154,27 @@ class FloatProduct {
  private:
   Operand x_;
 };
+
+#if defined(SOFTGATE_ISA_AVX512)
+// The product of a state with panels of float32 weights, from parts of both.
+class SplitProduct {
+ public:
+  explicit SplitProduct(const Operand& x)
+      : rows_{x.a, x.stride, x.rows, x.depth,
+              scratch(static_cast<std::size_t>(split_bytes(x.rows, x.depth)))} {
+    split(rows_);
+  }
+
+  void add(const Target* targets, int count) const {
+    for (int i = 0; i < count; ++i)
+      add_split_product(rows_, static_cast<const float*>(targets[i].panel), targets[i].sums,
+                        targets[i].stride);
+  }
+
+ private:
+  SplitRows rows_;
+};
+#endif
 
 // The product of a state with panels of int8 weights, exact in integers but for the rounding of
 // each row of the state to multiples of its largest magnitude / 127.

@@ -189,6 +189,8 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
       .gates_stride = gates_stride,
       .state_stride = spread(round_up(std::max(hidden, output), width)),
       .splits = cpu::kernels().splits && weight.splits() && weights[count - 1]->splits(),
+      .splits_steps =
+          cpu::kernels().splits && weight.splits_steps() && weights[count - 1]->splits_steps(),
       .directions = directions.count,
       .direction = {},
   };

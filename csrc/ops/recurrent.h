@@ -82,7 +82,7 @@ struct RecurrentArgs {
   std::int64_t x_stride, out_stride;
   std::int64_t chunk_rows;  // at most so many rows of steps that follow each other are projected
   std::int64_t work_x_stride, gates_stride, state_stride;  // of the working memory
-  bool splits;  // weight_ih, see PanelLinearArgs
+  bool splits, splits_steps;  // weight_ih and weight_hh, see PanelLinearArgs
   int directions;
   RecurrentDirection direction[2];
 };
@@ -155,7 +155,9 @@ class RecurrentWeight {
   std::int64_t hidden_size() const { return hidden_size_; }
   std::int64_t output_size() const { return output_size_; }
   DType dtype() const { return dtype_; }
-  bool splits() const { return splits_; }  // weight_ih, see Kernels::splits
+  // weight_ih and weight_hh, see Kernels::splits
+  bool splits() const { return splits_; }
+  bool splits_steps() const { return splits_steps_; }
   bool projects() const { return weight_hr_.has_value(); }
   Device device() const { return weight_hh_.device(); }
   const std::string& isa() const { return isa_; }  // empty but on the CPU
@@ -188,7 +190,7 @@ class RecurrentWeight {
   DType dtype_;
   std::int64_t input_size_, hidden_size_, output_size_;
   std::string isa_;
-  bool splits_ = false;
+  bool splits_ = false, splits_steps_ = false;
   std::int64_t panel_width_, blocks_;
   Tensor weight_ih_, weight_hh_, bias_;
   std::optional<Tensor> scales_, bias_hn_;

@@ -36,6 +36,14 @@ int input_gate(RecurrentKind kind, int place) {
   return gates_of(kind) == 3 ? (place + 2) % 3 : place;
 }
 
+bool rows_split(const Tensor& weight) {
+  return cpu::kernels().splits && cpu::kernels().splits({.weight = weight.data<float>(),
+                                                         .packed = nullptr,
+                                                         .in_features = weight.size(1),
+                                                         .out_features = weight.size(0),
+                                                         .weight_stride = weight.stride(0)});
+}
+
 Tensor zeros(const Dims& shape) {
   Tensor tensor = Tensor::empty(shape);
   std::memset(tensor.raw(), 0, tensor.bytes());
@@ -151,12 +159,7 @@ RecurrentWeight RecurrentWeight::with_inputs(const Tensor& weight_ih) const {
 }
 
 void RecurrentWeight::pack_inputs(const Tensor& weight) {
-  if (cpu::kernels().splits)
-    splits_ = cpu::kernels().splits({.weight = weight.data<float>(),
-                                     .packed = nullptr,
-                                     .in_features = input_size_,
-                                     .out_features = weight.size(0),
-                                     .weight_stride = weight.stride(0)});
+  splits_ = rows_split(weight);
   weight_ih_ = Tensor::empty({blocks_ * gates_of(kind_), input_size_, panel_width_});
   for_each_panel([&](std::int64_t panel, int place, std::int64_t unit, std::int64_t units) {
     const std::int64_t row = input_gate(kind_, place) * hidden_size_ + unit;
@@ -182,6 +185,7 @@ Tensor RecurrentWeight::unpack_inputs() const {
 }
 
 void RecurrentWeight::pack_recurrent(const Tensor& weight) {
+  splits_steps_ = dtype_ == DType::float32 && rows_split(weight);
   const std::int64_t panels = blocks_ * gates_of(kind_);
   const auto bytes =
       static_cast<std::int64_t>(cpu::kernels().stored_panel_bytes(dtype_, output_size_));
