@@ -18,7 +18,9 @@
 // state back. out overlaps no input. NaN propagates.
 //
 // A sum adds, in a fixed order, the input's part and chains of fixed length over the state: results
-// do not depend on the batch's other sequences or on the number of threads.
+// do not depend on the batch's other sequences or on the number of threads. But where
+// Kernels::splits, float32 products with x, and with the states of steps of many sequences, are
+// formed from parts of the numbers (cpu/bfloat16_parts.h), as accurately.
 #pragma once
 
 #include <optional>

@@ -386,7 +386,8 @@ def rnn(
 
     A reverse direction starts at each sequence's last token; its h_n is the state after the first
     one. A sequence without tokens gives its initial state back. NaN propagates, within its own
-    sequence. A sequence's result does not depend on the others or on the number of threads.
+    sequence. A sequence's result does not depend on the others or on the number of threads, except
+    that with the ISA "amx" steps of at least 24 sequences round otherwise than those of fewer.
 
     Raises ValueError on shapes that do not fit, ids outside input_size, weights of another kind or
     number, and when they were packed for another ISA.
