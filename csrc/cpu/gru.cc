@@ -54,10 +54,9 @@ void gru(const RecurrentArgs& args) {
     run_recurrent(args,
                   {1, {{.first_gate = 0, .gates = 3, .first_sum = 1, .finish = finish_after}}});
   } else {
-    run_recurrent(args,
-                  {2,
-                   {{.first_gate = 0, .gates = 2, .first_sum = 1, .finish = reset},
-                    {.first_gate = 2, .gates = 1, .first_sum = 0, .finish = finish_before}}});
+    run_recurrent(args, {2,
+                         {{.first_gate = 0, .gates = 2, .first_sum = 1, .finish = reset},
+                          {.first_gate = 2, .gates = 1, .first_sum = 0, .finish = finish_before}}});
   }
 }
 

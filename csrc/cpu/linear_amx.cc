@@ -338,7 +338,8 @@ class SplitTask {
       split_rows(args_.x + range.begin * args_.x_stride + k, args_.x_stride, rows, slice, work.a,
                  work.largest);
       for (std::int64_t p = panel_begin; p < panel_end; ++p) {
-        const Slice<Stored> of_panel = slice_of<Stored>(panel(p) + k * Stored::kRow, slice, work.tail);
+        const Slice<Stored> of_panel =
+            slice_of<Stored>(panel(p) + k * Stored::kRow, slice, work.tail);
         float* sums = work.sums + (p - panel_begin) * row_tiles * kTileHeight * kPanel;
         for (std::int64_t t = 0; t < row_tiles; t += 2) {
           const std::int64_t row = t * kTileHeight;
@@ -450,8 +451,8 @@ void add_split_product(const SplitRows& rows, const float* panel, float* sums,
       (shape.row_tiles <= 2 ? kFewRowsSliceChunks : kSliceChunks) * kChunk;
   tile_begin();
   for (std::int64_t k = 0; k < rows.depth; k += slice_depth) {
-    const Slice<Stored> slice = slice_of<Stored>(
-        panel + k * Stored::kRow, min_int(slice_depth, rows.depth - k), work.tail);
+    const Slice<Stored> slice =
+        slice_of<Stored>(panel + k * Stored::kRow, min_int(slice_depth, rows.depth - k), work.tail);
     for (std::int64_t t = 0; t < shape.row_tiles; t += 2) {
       const std::uint16_t* a = work.a + t * tile_stride + k / kChunk * kRowWords;
       float* c = work.sums + t * kTileHeight * kPanel;

@@ -43,8 +43,8 @@ constexpr int gates_of(RecurrentKind kind) {
 }
 
 // Weights as kernels read them. A block is panel_width hidden units, the last filled up with zero
-// columns; its panels (ops/linear.h), one per gate, follow each other. A GRU's sums are in the order
-// n, r, z, and so is its weight_ih.
+// columns; its panels (ops/linear.h), one per gate, follow each other. A GRU's sums are in the
+// order n, r, z, and so is its weight_ih.
 struct RecurrentPanels {
   const float* weight_ih;  // [blocks, gates, input_size, panel_width]
   const float* bias;       // [blocks, gates, panel_width]
@@ -73,7 +73,7 @@ struct RecurrentDirection {
 // is computed.
 struct RecurrentArgs {
   RecurrentKind kind;
-  DType dtype;  // of weight_hh
+  DType dtype;              // of weight_hh
   const float* x;           // or null
   const std::int32_t* ids;  // where x is null: [total_tokens]
   const std::int32_t* cu_seqlens;

@@ -377,12 +377,11 @@ def rnn(
     `h = act(W_ih x + b_ih + W_hh h + b_hh)`, with the act of the weights' kind, "rnn_tanh" or
     "rnn_relu".
 
-    x: float32 `[total_tokens, input_size]`, or on the CPU int32 `[total_tokens]`, ids of rows of the
-    identity matrix, whose product is a column of weight_ih;
-    out: float32 `[total_tokens, directions * output_size]`, of two directions the forward half
-    first; h0 and h_n: `[directions, batch, output_size]`. weights:
-    one, or for "bidirectional" a pair (forward, reverse) of equal kind, sizes and dtype. A missing
-    h0 is zeros. `out` must not overlap the inputs.
+    x: float32 `[total_tokens, input_size]`, or on the CPU int32 `[total_tokens]`, ids of rows of
+    the identity matrix, whose product is a column of weight_ih; out: float32 `[total_tokens,
+    directions * output_size]`, of two directions the forward half first; h0 and h_n: `[directions,
+    batch, output_size]`. weights: one, or for "bidirectional" a pair (forward, reverse) of equal
+    kind, sizes and dtype. A missing h0 is zeros. `out` must not overlap the inputs.
 
     A reverse direction starts at each sequence's last token; its h_n is the state after the first
     one. A sequence without tokens gives its initial state back. NaN propagates, within its own

@@ -15,7 +15,6 @@ from softgate._core import RecurrentWeight, SequenceOffsets, Tensor
 from softgate._typing import Array, SameArray
 from softgate.nn.module import RECURRENT_NAMES, FloatArray, Module, Parameter
 
-
 # Floats that the product of a table and the weights may have that is kept instead of formed anew.
 _MOST_FOLDED = 1 << 22
 
@@ -252,7 +251,7 @@ class _Sequences:
         self._kept: npt.NDArray[np.bool_] | None = None  # [batch, steps], of padded ones
         self._time_major = not layer.batch_first
         name = type(layer).__name__
-        if x.ndim < 3:
+        if x.ndim == 2 or (x.ndim == 1 and x.dtype == "int32"):  # rows or ids
             if lengths is not None:
                 raise ValueError(f"{name}: lengths are for a padded x of three dimensions")
             if cu_seqlens is None:
