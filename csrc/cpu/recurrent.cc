@@ -130,7 +130,7 @@ class Member {
 
   void store_states() {
     const Range rows = own(args_.batch);
-    for (std::int64_t i = rows.begin; i < rows.end; ++i)
+    for (std::int64_t i = rows.begin; direction_.h_n && i < rows.end; ++i)
       copy(direction_.h_n + args_.order[i] * args_.output_size,
            h(length(i)) + i * args_.state_stride, args_.output_size);
     if (args_.kind != RecurrentKind::lstm) return;

@@ -132,7 +132,8 @@ void run(const RecurrentArgs& args) {
 RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets& cu_seqlens,
                           const std::vector<const RecurrentWeight*>& weights,
                           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
-                          const std::string& direction, std::optional<Tensor> out) {
+                          const std::string& direction, std::optional<Tensor> out,
+                          bool wants_last) {
   const Directions directions = parse_direction(op, direction);
   const auto count = static_cast<std::size_t>(directions.count);
   check(weights.size() == count, op, ": weights are ", weights.size(), " for direction '",
@@ -203,7 +204,7 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
         .h0 = h0 ? h0->select(0, d).data<float>() : nullptr,
         .c0 = c0 ? c0->select(0, d).data<float>() : nullptr,
         .out = result.out.data<float>() + d * output,
-        .h_n = result.h_n.select(0, d).data<float>(),
+        .h_n = wants_last ? result.h_n.select(0, d).data<float>() : nullptr,
         .c_n = result.c_n ? result.c_n->select(0, d).data<float>() : nullptr,
         .h0_stride = h0 ? h0->stride(1) : 0,
         .c0_stride = c0 ? c0->stride(1) : 0,
@@ -240,8 +241,8 @@ std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Te
   };
   std::optional<Tensor> c0;
   if (c) c0 = stacked(*c);
-  RecurrentResult result =
-      recurrent(layer.c_str(), x, cu_seqlens, {&weight}, stacked(h), c0, "forward", std::nullopt);
+  RecurrentResult result = recurrent(layer.c_str(), x, cu_seqlens, {&weight}, stacked(h), c0,
+                                     "forward", std::nullopt, false);
   return {std::move(result.out), result.c_n ? std::optional(result.c_n->select(0, 0)) : c};
 }
 

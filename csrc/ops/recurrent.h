@@ -57,9 +57,9 @@ struct RecurrentPanels {
 struct RecurrentDirection {
   RecurrentPanels weights;
   bool reverse;
-  const float *h0, *c0;  // [batch, output_size], [batch, hidden_size], or null
-  float* out;            // this direction's columns
-  float *h_n, *c_n;
+  const float *h0, *c0;               // [batch, output_size], [batch, hidden_size], or null
+  float* out;                         // this direction's columns
+  float *h_n, *c_n;                   // h_n: or null
   std::int64_t h0_stride, c0_stride;  // elements between rows
   // Working memory, which the kernel fills.
   float* x;             // [chunk_rows, work_x_stride]
@@ -215,11 +215,13 @@ void run_on_device(const Tensor& x, const SequenceOffsets& cu_seqlens,
                    const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
                    const bool (&reverse)[2], const RecurrentResult& result);
 
-// op is "rnn", "lstm" or "gru". weights: one, or for direction "bidirectional" two.
+// op is "rnn", "lstm" or "gru". weights: one, or for direction "bidirectional" two. h_n is
+// undefined unless the caller wants it.
 RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets& cu_seqlens,
                           const std::vector<const RecurrentWeight*>& weights,
                           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
-                          const std::string& direction, std::optional<Tensor> out);
+                          const std::string& direction, std::optional<Tensor> out,
+                          bool wants_last = true);
 
 // One step. op is "rnn_cell", "lstm_cell" or "gru_cell"; x: [batch, input_size], h: [batch,
 // output_size], c: [batch, hidden_size]. Gives the next h and c.
