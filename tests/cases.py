@@ -934,6 +934,16 @@ RECURRENT = [
     *(RecurrentCase(kind, RAGGED, hidden_size=200, direction="bidirectional") for kind in GATES),
     RecurrentCase("lstm", RAGGED, 5, 200, 100, "bidirectional"),
     *(RecurrentCase(kind, (2000,), 3, 17) for kind in GATES),
+    # many sequences, whose steps' states are split where the CPU has AMX
+    *(RecurrentCase(kind, (4,) * 33 + RAGGED, 33, 70) for kind in GATES),
+    RecurrentCase("gru", (3,) * 40, 5, 300, direction="bidirectional"),
+    RecurrentCase("lstm", (3,) * 40, 5, 70, 40),
+    *(RecurrentCase(kind, (2,) * 530, hidden_size=33) for kind in ("gru", "gru_reset_before")),
+    *(
+        RecurrentCase(kind, (3,) * 30, hidden_size=40, state_size=size)
+        for kind in GATES
+        for size in (HUGE, TINY)
+    ),
     # layouts
     *(
         RecurrentCase(kind, (4, 0, 9), n, 17, direction="bidirectional", layout=layout)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,26 @@ def _inside_package(requirement: str, file: str, sha256: str) -> Path:
 _LETTER_IDS = {letter: i for i, letter in enumerate(LETTERS)}
 
 
+_NAMES = np.array(PHONEMES, dtype=object)
+# By code point; "\n" stands for the end of a word.
+_ASCII_IDS = np.full(128, UNKNOWN, np.int32)
+_ASCII_IDS[[ord(letter) for letter in LETTERS if len(letter) == 1]] = range(3, len(LETTERS))
+_ASCII_IDS[ord("\n")] = LAST_LETTER
+
+
 def letter_ids(word: str) -> list[int]:
     return [*(_LETTER_IDS.get(letter, UNKNOWN) for letter in word), LAST_LETTER]
 
 
+def _ids_of(words: Sequence[str]) -> npt.NDArray[np.int32]:
+    """`letter_ids` of all words, one after another."""
+    codes = np.frombuffer("".join(f"{word}\n" for word in words).encode("utf-32-le"), np.uint32)
+    return np.where(codes < 128, _ASCII_IDS[codes % 128], np.int32(UNKNOWN))
+
+
 class G2p:
     def __init__(self, weights: Arrays) -> None:
-        # A table's row times a weight is a row of their product: ids go in as one-hot rows, of
-        # which there are fewer columns.
+        # A table's row times a weight is a row of their product, and so ids go in.
         def gru(name: str) -> ops.RecurrentWeight:
             folded = weights[f"{name}_w_ih"] @ weights[f"{name}_emb"].T
             rest = (weights[f"{name}_{part}"] for part in ("w_hh", "b_ih", "b_hh"))
@@ -95,8 +107,6 @@ class G2p:
 
         self.encoder = gru("enc")
         self.decoder = gru("dec")
-        self.letters = np.eye(len(LETTERS), dtype=np.float32)
-        self.phonemes = np.eye(len(PHONEMES), dtype=np.float32)
         self.output = ops.pack(weights["fc_w"])  # [phonemes, 256]
         self.output_bias = weights["fc_b"]
 
@@ -106,34 +116,35 @@ class G2p:
         result: list[list[str]] = [[] for _ in words]
         for start in range(0, len(words), batch_size):
             batch = order[start : start + batch_size]
-            for said, phonemes in self.spell(self.read([words[i] for i in batch])):
-                for i, phoneme in zip(said, phonemes, strict=True):
-                    result[batch[i]].append(PHONEMES[phoneme])
+            said = self.spell(self.read([words[i] for i in batch]))
+            lengths = (said != END).sum(axis=1).tolist()
+            for i, phonemes, length in zip(batch, _NAMES[said].tolist(), lengths, strict=True):
+                result[i] = phonemes[:length]
         return result
 
     def read(self, words: Sequence[str]) -> FloatArray:
         """The encoder's last states, `[words, 256]`."""
-        ids = [letter_ids(word) for word in words]
-        cu_seqlens = np.cumsum([0, *map(len, ids)], dtype=np.int32)
-        x = self.letters[np.concatenate(ids)]  # [letters of all words, letters]
-        _, h_n = ops.gru(x, cu_seqlens, self.encoder)
+        cu_seqlens = np.cumsum([0, *(len(word) + 1 for word in words)], dtype=np.int32)
+        _, h_n = ops.gru(_ids_of(words), cu_seqlens, self.encoder)
         return h_n[0]
 
-    def spell(self, h: Any) -> Iterator[tuple[IntArray, IntArray]]:
-        """At each step, the words that have not ended, by index, and their next phonemes."""
+    def spell(self, h: Any) -> IntArray:
+        """Each word's phonemes, `[words, LONGEST]`, END after the last."""
+        said = np.full((len(h), LONGEST), END)
         words = np.arange(len(h))
         phonemes = np.full(len(h), START)
-        for _ in range(LONGEST):
+        for place in range(LONGEST):
             h, phonemes = self.step(phonemes, h)
             going_on = phonemes != END
             words, phonemes, h = words[going_on], phonemes[going_on], h[going_on]
-            yield words, phonemes
+            said[words, place] = phonemes
             if len(words) == 0:
-                return
+                break
+        return said
 
     def step(self, phonemes: IntArray, h: FloatArray) -> tuple[FloatArray, IntArray]:
         """From `[words]` phonemes and `[words, 256]` states to the next ones."""
-        h = ops.gru_cell(self.phonemes[phonemes], self.decoder, h)
+        h = ops.gru_cell(phonemes.astype(np.int32), self.decoder, h)
         logits = ops.linear(h, self.output, self.output_bias)  # [words, phonemes]
         return h, logits.argmax(axis=1)
 

@@ -189,6 +189,27 @@ def test_reset_gate(reset_after):
     assert_all_close(actual, expected)
 
 
+@pytest.mark.parametrize("most", [0, 1 << 22])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("name", MAKES)
+def test_ids_of_a_table(name, options, most, monkeypatch):
+    monkeypatch.setattr("softgate.nn.recurrent._MOST_FOLDED", most)
+    layer, _ = make(name, **options)
+    table = nn.Parameter(11, INPUT)
+    ids, cu_seqlens = np.arange(16) * 7 % 11, offsets(LENGTHS)
+    states = first_states(layer, 4)
+    for seed in range(2):  # the second time the product is formed anew
+        table.fill(draw(11, INPUT, seed=seed))
+        expected = layer(table.numpy()[ids], states, cu_seqlens=cu_seqlens)
+        for _ in range(2):
+            actual = layer(ids, states, cu_seqlens=cu_seqlens, table=table)
+            assert_all_close(actual, expected)
+    layer.init_weights(seed=5, std=0.3)
+    expected = layer(table.numpy()[ids], states, cu_seqlens=cu_seqlens)
+    actual = layer(ids, states, cu_seqlens=cu_seqlens, table=table)
+    assert_all_close(actual, expected)
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize(
     "lengths", [(3, 7, 1, 5), (0, 7, 0, 2), (0, 0, 0, 0), (7, 7, 7, 7)], ids=str

@@ -175,6 +175,51 @@ def test_a_sequence_does_not_depend_on_the_others(case):
         assert_all_same_bits(actual, expected)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("lengths", [(1,) * 5, (1,) * 40, RAGGED, (3,) * 600], ids=str)
+@pytest.mark.parametrize("kind", GATES)
+def test_ids_are_rows_of_the_identity_matrix(kind, lengths, direction):
+    case = RecurrentCase(kind, lengths, 11, 40, direction=direction)
+    a = case.arguments()
+    ids = np.arange(len(a["x"]), dtype=np.int32) * 7 % 11
+    expected = run(case, **(a | {"x": np.eye(11, dtype=np.float32)[ids]}))
+    assert_all_same_bits(run(case, **(a | {"x": ids})), expected)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_a_step_of_ids(kind):
+    case = RecurrentCase(kind, (1,) * 5, 11, 40)
+    a = case.arguments()
+    packed = pack(a["weights"])
+    ids = np.array([3, 10, 0, 0, 7], np.int32)
+    states = [state[0] for state in given_states(case, a)]
+    expected = cell_step(case, np.eye(11, dtype=np.float32)[ids], packed, states)
+    assert_all_same_bits(cell_step(case, ids, packed, states), expected)
+
+
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_ids_outside_the_inputs(wrong):
+    a = RecurrentCase("lstm", (3, 5)).arguments()
+    ids = np.zeros(8, np.int32)
+    ids[6] = wrong
+    with pytest.raises(ValueError, match=rf"^lstm: x\[6\] is {wrong}, expected 0 <= id < 5$"):
+        run(RecurrentCase("lstm", (3, 5)), **(a | {"x": ids}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", GATES)
+def test_weights_with_other_inputs(kind, dtype):
+    case = RecurrentCase(kind, (3, 5), 7, 40, dtype=dtype)
+    a = case.arguments()
+    (weight,) = a["weights"]
+    given = ops.pack_recurrent(**(weight | {"weight_ih": weight["weight_ih"][:, :3]}), dtype=dtype)
+    changed = given.with_inputs(weight["weight_ih"])
+    assert (given.input_size, changed.input_size) == (3, 7)
+    assert_all_same_bits(run(case, **(a | {"weights": changed})), run(case, **a))
+    with pytest.raises(ValueError, match=r"^with_inputs: weight_ih has shape"):
+        given.with_inputs(weight["weight_ih"][1:])
+
+
 @pytest.mark.parametrize("batch", [1, 3, 30])
 @pytest.mark.parametrize("case", [*EACH, PROJECTED, *LOW], ids=str)
 def test_cells_equal_the_sequence(case, batch):

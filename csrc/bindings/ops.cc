@@ -361,6 +361,11 @@ py::object recurrent_cell(const std::string& op, py::handle x, py::handle weight
   return py::make_tuple(std::move(first), to_result(*std::move(next_c), x, py::none()));
 }
 
+RecurrentWeight with_inputs(const RecurrentWeight& weight, py::handle weight_ih) {
+  const Tensor ih = to_tensor({"with_inputs", "weight_ih"}, weight_ih);
+  return without_gil([&] { return weight.with_inputs(ih); });
+}
+
 py::dict unpack(const RecurrentWeight& weight) {
   py::dict arrays;
   for (auto& [name, tensor] : without_gil([&] { return weight.unpack(); }))
@@ -431,6 +436,7 @@ void register_ops(py::module_& m) {
                              [](const RecurrentWeight& weight) { return name(weight.device()); })
       .def_property_readonly("isa", &isa<RecurrentWeight>)
       .def("unpack", &unpack)
+      .def("with_inputs", &with_inputs, arg("weight_ih"))
       .def("__repr__", py::overload_cast<const RecurrentWeight&>(&repr));
 
   m.def("pack", &pack, arg("weight"), arg("dtype"), arg("gated"));

@@ -1,6 +1,7 @@
 #include "core/parallel.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include <algorithm>
@@ -29,6 +30,9 @@ using Body = void (*)(void*, std::int64_t, std::int64_t);
 constexpr int kMaxThreads = 1024;
 constexpr std::size_t kCacheLine = 64;
 constexpr auto kSpinTime = std::chrono::microseconds(100);
+// A member of a team that has parked holds up the others by what waking it takes, which is a few
+// hundred microseconds on a virtual CPU that has been halted.
+constexpr auto kTeamSpinTime = std::chrono::microseconds(500);
 constexpr auto kCrowdedSpinTime = std::chrono::microseconds(5);
 
 void relax() {
@@ -53,10 +57,36 @@ class Spinner {
   }
 
  private:
-  const std::chrono::microseconds time_;
+  std::chrono::microseconds time_;
   std::chrono::steady_clock::time_point end_;
   unsigned turns_ = 0;
 };
+
+#if defined(__linux__)
+int current_cpu() { return sched_getcpu(); }
+
+// May this thread, and those it has started, run on so many CPUs?
+bool has_cpus(int count) {
+  cpu_set_t allowed;
+  return sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) >= count;
+}
+
+// Moves this thread to another CPU. In a virtual machine, whose idle CPUs look taken, a thread that
+// is woken may be put on the CPU of the one who wakes it, and the two take turns for tens of
+// milliseconds before the scheduler parts them.
+void leave_cpu(int cpu) {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(cpu, &others);
+  if (sched_setaffinity(0, sizeof others, &others) == 0)
+    sched_setaffinity(0, sizeof allowed, &allowed);
+}
+#else
+int current_cpu() { return -1; }
+bool has_cpus(int) { return false; }
+void leave_cpu(int) {}
+#endif
 
 // The state of a pool in one word: which job, how many more workers may join it, and how many are
 // in it. The caller never waits for a worker that has not joined, such as one still waking up.
@@ -98,7 +128,7 @@ class Pool {
 
   void run(std::int64_t chunks, std::int64_t count, std::int64_t grain, Body body, void* context) {
     const std::int64_t shares = std::min<std::int64_t>(chunks, threads_);
-    job_ = {body, context, count, grain, shares};
+    job_ = {body, context, count, grain, shares, current_cpu()};
     for (std::int64_t i = 0; i < shares; ++i) {
       share(i).next.store(chunks * i / shares, std::memory_order_relaxed);
       share(i).end = chunks * (i + 1) / shares;
@@ -121,6 +151,7 @@ class Pool {
     void* context;
     std::int64_t count, grain;
     std::int64_t shares;
+    int caller_cpu;
   };
 
   // Chunks [next, end) of a job. A member takes its own share first, then what is left of others':
@@ -135,6 +166,8 @@ class Pool {
   void work(int member) {
     std::uint32_t seen = 0;
     while (join(seen)) {
+      if (const int cpu = current_cpu(); cpu == job_.caller_cpu && has_cpus(threads_))
+        leave_cpu(cpu);
       take_chunks(member);
       if (state_.fetch_sub(kActive) & kSlotMask) continue;
       if (caller_waits_.load() && caller_waits_.exchange(false)) caller_waits_.notify_one();
@@ -263,10 +296,11 @@ class Barrier : public Team {
   void arrive(int member) {
     std::atomic<std::uint32_t>& mine = arrivals_[static_cast<std::size_t>(member)].count;
     const std::uint32_t count = mine.load(std::memory_order_relaxed) + 1;
+    Arrivals& me = arrivals_[static_cast<std::size_t>(member)];
+    me.cpu.store(current_cpu(), std::memory_order_relaxed);
     mine.store(count);
     mine.notify_all();
-    bool& crowded = arrivals_[static_cast<std::size_t>(member)].crowded;
-    for (Arrivals& other : arrivals_) await(other.count, count, crowded);
+    for (const Arrivals& other : arrivals_) await(other, count, me);
     if (broken_.load()) throw TeamBroken();
   }
 
@@ -282,24 +316,48 @@ class Barrier : public Team {
  private:
   struct alignas(kCacheLine) Arrivals {
     std::atomic<std::uint32_t> count{0};
-    bool crowded = false;  // the member's own
+    std::atomic<int> cpu{-1};  // where the member is
+    bool crowded = false;      // the member's own
   };
 
-  // No member is more than one arrival ahead of another. Where spinning was in vain the last time,
-  // who is late may be waiting for this very CPU: then it gets it soon.
-  static void await(const std::atomic<std::uint32_t>& arrivals, std::uint32_t count,
-                    bool& crowded) {
+  // No member is more than one arrival ahead of another.
+  void await(const Arrivals& other, std::uint32_t count, Arrivals& me) const {
     const auto arrived = [&](std::uint32_t seen) { return seen == count || seen == count + 1; };
-    std::uint32_t seen = arrivals.load(std::memory_order_acquire);
+    std::uint32_t seen = other.count.load(std::memory_order_acquire);
     if (arrived(seen)) return;
-    Spinner spinner(crowded ? kCrowdedSpinTime : kSpinTime);
+    Spinner spinner(spin_time(me));
+    me.crowded = false;
     do {
-      crowded = !spinner.again();
-      if (crowded) arrivals.wait(seen, std::memory_order_acquire);
-      seen = arrivals.load(std::memory_order_acquire);
+      if (!spinner.again()) {
+        me.crowded = !has_cpus_;
+        if (!part_from(other, me)) {
+          other.count.wait(seen, std::memory_order_acquire);
+          part_from(other, me);
+        }
+        spinner = Spinner(spin_time(me));
+      }
+      seen = other.count.load(std::memory_order_acquire);
     } while (!arrived(seen));
   }
 
+  // Where spinning was in vain the last time for lack of CPUs, who is late may be waiting for this
+  // very one: then it gets it soon.
+  std::chrono::microseconds spin_time(const Arrivals& me) const {
+    if (has_cpus_) return kTeamSpinTime;
+    return me.crowded ? kCrowdedSpinTime : kSpinTime;
+  }
+
+  // Moves to another CPU if the other member is on this one.
+  bool part_from(const Arrivals& other, Arrivals& me) const {
+    if (!has_cpus_) return false;
+    const int cpu = current_cpu();
+    const bool together = cpu == other.cpu.load(std::memory_order_relaxed);
+    if (together) leave_cpu(cpu);
+    me.cpu.store(current_cpu(), std::memory_order_relaxed);
+    return together;
+  }
+
+  const bool has_cpus_ = has_cpus(size());  // one for each member
   std::vector<Arrivals> arrivals_;
   std::atomic<bool> broken_{false};
 };

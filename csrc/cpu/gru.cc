@@ -1,5 +1,5 @@
 // The pointwise parts of a GRU, with the reset gate after the product and before it. Sums are in
-// the order n's input part, r, z, n's recurrent part.
+// the order n's input part, r, z; n's recurrent part is apart.
 #include "cpu/recurrent.h"
 #include "cpu/simd_math.h"
 
@@ -10,11 +10,13 @@ namespace {
 SG_INLINE void store_blend(float* to, vf z, vf n, vf h) { store(to, fma(z, sub(h, n), n)); }
 
 void finish_after(const UnitBlock& block) {
-  for_each_row(block, 4, [&](const float* sums, std::int64_t state, std::int64_t) {
-    const auto sum = [&](int slot, int half) { return load(sums + slot * kPanel + half * kLanes); };
+  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t unit) {
+    const auto sum = [&](int i, int half) { return load(sums + i * kPanel + half * kLanes); };
+    const float* recurrent = block.c + unit;
     vf rz[] = {sum(1, 0), sum(1, 1), sum(2, 0), sum(2, 1)};
     sigmoid(rz);
-    vf n[] = {fma(rz[0], sum(3, 0), sum(0, 0)), fma(rz[1], sum(3, 1), sum(0, 1))};
+    vf n[] = {fma(rz[0], load(recurrent), sum(0, 0)),
+              fma(rz[1], load(recurrent + kLanes), sum(0, 1))};
     tanh(n);
     for (int i = 0; i < 2; ++i) {
       const std::int64_t place = state + i * kLanes;
@@ -24,7 +26,7 @@ void finish_after(const UnitBlock& block) {
 }
 
 void reset(const UnitBlock& block) {
-  for_each_row(block, 4, [&](const float* sums, std::int64_t state, std::int64_t) {
+  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t) {
     vf r[] = {load(sums + kPanel), load(sums + kPanel + kLanes)};
     sigmoid(r);
     store(block.next + state, mul(r[0], load(block.h + state)));
@@ -33,7 +35,7 @@ void reset(const UnitBlock& block) {
 }
 
 void finish_before(const UnitBlock& block) {
-  for_each_row(block, 4, [&](const float* sums, std::int64_t state, std::int64_t) {
+  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t) {
     vf z[] = {load(sums + 2 * kPanel), load(sums + 2 * kPanel + kLanes)};
     vf n[] = {load(sums), load(sums + kLanes)};
     sigmoid(z);
@@ -50,12 +52,11 @@ void finish_before(const UnitBlock& block) {
 void gru(const RecurrentArgs& args) {
   if (args.kind == RecurrentKind::gru) {
     run_recurrent(args,
-                  {1, {{.first_gate = 0, .gates = 3, .first_slot = 1, .finish = finish_after}}});
+                  {1, {{.first_gate = 0, .gates = 3, .first_sum = 1, .finish = finish_after}}});
   } else {
-    run_recurrent(args,
-                  {2,
-                   {{.first_gate = 0, .gates = 2, .first_slot = 1, .finish = reset},
-                    {.first_gate = 2, .gates = 1, .first_slot = 0, .finish = finish_before}}});
+    run_recurrent(args, {2,
+                         {{.first_gate = 0, .gates = 2, .first_sum = 1, .finish = reset},
+                          {.first_gate = 2, .gates = 1, .first_sum = 0, .finish = finish_before}}});
   }
 }
 

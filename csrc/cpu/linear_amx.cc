@@ -7,12 +7,15 @@
 #include "cpu/bfloat16_parts.h"
 #include "cpu/linear_epilogue.h"
 #include "cpu/linear_format.h"
+#include "cpu/split_rows.h"
 #include "cpu/tile.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
 void linear(const PanelLinearArgs& args);
 void linear_groups_amx(const PanelLinearArgs& args);
+void linear_rows_amx(const PanelLinearArgs& args);
+void linear_split(const PanelLinearArgs& args);
 void linear_rows_amx(const PanelLinearArgs& args);
 
 namespace {
@@ -239,22 +242,50 @@ struct Work {
 };
 
 template <class Stored>
-Work<Stored> allocate_work(std::int64_t row_tiles, std::int64_t slice_chunks, std::int64_t b_chunks,
-                           std::int64_t panels) {
-  const std::int64_t a_bytes = row_tiles * slice_chunks * kRowWords * 2;
-  const std::int64_t b_bytes = b_chunks * kPanelWords<Stored> * 2;
-  const std::int64_t sums_bytes = panels * row_tiles * 2 * kTileBytes;
-  const std::int64_t tail_bytes = kChunk * kPanel * 4;
-  const std::int64_t largest_bytes = row_tiles * kTileHeight * 4;
-  auto* block = static_cast<char*>(scratch(
-      static_cast<std::size_t>(a_bytes + b_bytes + sums_bytes + tail_bytes + largest_bytes)));
-  Work<Stored> work;
-  work.a = reinterpret_cast<std::uint16_t*>(block);
-  work.b = reinterpret_cast<std::uint16_t*>(block += a_bytes);
-  work.sums = reinterpret_cast<float*>(block += b_bytes);
-  work.tail = reinterpret_cast<typename Stored::Element*>(block += sums_bytes);
-  work.largest = reinterpret_cast<std::uint32_t*>(block += tail_bytes);
-  return work;
+struct WorkShape {
+  std::int64_t row_tiles, slice_chunks, b_chunks, panels;
+
+  std::int64_t a_bytes() const { return row_tiles * slice_chunks * kRowWords * 2; }
+  std::int64_t b_bytes() const { return b_chunks * kPanelWords<Stored> * 2; }
+  std::int64_t sums_bytes() const { return panels * row_tiles * 2 * kTileBytes; }
+  std::int64_t tail_bytes() const { return kChunk * kPanel * 4; }
+  std::int64_t largest_bytes() const { return row_tiles * kTileHeight * 4; }
+  std::int64_t bytes() const {
+    return a_bytes() + b_bytes() + sums_bytes() + tail_bytes() + largest_bytes();
+  }
+
+  Work<Stored> place(void* memory) const {
+    auto* block = static_cast<char*>(memory);
+    Work<Stored> work;
+    work.a = reinterpret_cast<std::uint16_t*>(block);
+    work.b = reinterpret_cast<std::uint16_t*>(block += a_bytes());
+    work.sums = reinterpret_cast<float*>(block += b_bytes());
+    work.tail = reinterpret_cast<typename Stored::Element*>(block += sums_bytes());
+    work.largest = reinterpret_cast<std::uint32_t*>(block += tail_bytes());
+    return work;
+  }
+};
+
+template <class Stored>
+Slice<Stored> slice_of(const typename Stored::Element* panel, std::int64_t depth,
+                       typename Stored::Element* tail) {
+  const std::int64_t chunks = ceil_div(depth, kChunk), tail_rows = depth % kChunk;
+  if (tail_rows == 0) return {panel, nullptr, chunks};
+  const auto* from = panel + (chunks - 1) * kChunk * Stored::kRow;
+  for (std::int64_t i = 0; i < kChunk * Stored::kRow; ++i)
+    tail[i] = i < tail_rows * Stored::kRow ? from[i] : typename Stored::Element{};
+  return {panel, tail, chunks};
+}
+
+// A row that cannot be split goes through fused multiply-adds.
+template <class Stored>
+void multiply_row(const float* x, const typename Stored::Element* panel, std::int64_t depth,
+                  float* sums) {
+  Tile<1> tile;
+  Prefetch none{nullptr, 0};
+  clear(tile);
+  multiply<Stored>(tile, x, 0, panel, depth, none);
+  store(tile, sums, kPanel);
 }
 
 template <class Stored>
@@ -262,7 +293,7 @@ class SplitTask {
  public:
   using Element = typename Stored::Element;
 
-  explicit SplitTask(const PanelLinearArgs& args)
+  SplitTask(const PanelLinearArgs& args, int threads)
       : args_(args.linear),
         panels_(static_cast<const Element*>(args.panels)),
         panel_columns_(args.format.gated ? kLanes : kPanel),
@@ -271,7 +302,7 @@ class SplitTask {
     blocking_.row_blocks = ceil_div(args_.rows, kBlockRows);
     blocking_.panels = panels_of(args.format, args_.out_features);
     // Many tasks even out the threads; with few rows long streams of weights matter more.
-    const std::int64_t tasks = (args_.rows > 64 ? 4 : 2) * num_threads();
+    const std::int64_t tasks = threads == 1 ? 1 : (args_.rows > 64 ? 4 : 2) * threads;
     const std::int64_t groups =
         max_int(ceil_div(tasks, blocking_.row_blocks), ceil_div(blocking_.panels, kGroupPanels));
     blocking_.panel_groups = min_int(blocking_.panels, groups);
@@ -297,8 +328,9 @@ class SplitTask {
     const std::int64_t panel_begin = part_begin(blocking_.panels, blocking_.panel_groups, group);
     const std::int64_t panel_end = part_begin(blocking_.panels, blocking_.panel_groups, group + 1);
     const std::int64_t b_chunks = row_tiles <= 2 ? 2 : blocking_.slice_chunks;
-    const Work<Stored> work =
-        allocate_work<Stored>(row_tiles, blocking_.slice_chunks, b_chunks, panel_end - panel_begin);
+    const WorkShape<Stored> shape{row_tiles, blocking_.slice_chunks, b_chunks,
+                                  panel_end - panel_begin};
+    const Work<Stored> work = shape.place(scratch(static_cast<std::size_t>(shape.bytes())));
     for (std::int64_t r = 0; r < rows; ++r) work.largest[r] = 0;
 
     const std::int64_t depth = args_.in_features, slice_depth = blocking_.slice_chunks * kChunk;
@@ -308,7 +340,8 @@ class SplitTask {
       split_rows(args_.x + range.begin * args_.x_stride + k, args_.x_stride, rows, slice, work.a,
                  work.largest);
       for (std::int64_t p = panel_begin; p < panel_end; ++p) {
-        const Slice<Stored> of_panel = slice_of(panel(p) + k * Stored::kRow, slice, work.tail);
+        const Slice<Stored> of_panel =
+            slice_of<Stored>(panel(p) + k * Stored::kRow, slice, work.tail);
         float* sums = work.sums + (p - panel_begin) * row_tiles * kTileHeight * kPanel;
         for (std::int64_t t = 0; t < row_tiles; t += 2) {
           const std::int64_t row = t * kTileHeight;
@@ -344,26 +377,10 @@ class SplitTask {
     return panels_ + p * args_.in_features * Stored::kRow;
   }
 
-  static Slice<Stored> slice_of(const Element* panel, std::int64_t depth, Element* tail) {
-    const std::int64_t chunks = ceil_div(depth, kChunk), tail_rows = depth % kChunk;
-    if (tail_rows == 0) return {panel, nullptr, chunks};
-    const Element* from = panel + (chunks - 1) * kChunk * Stored::kRow;
-    for (std::int64_t i = 0; i < kChunk * Stored::kRow; ++i)
-      tail[i] = i < tail_rows * Stored::kRow ? from[i] : Element{};
-    return {panel, tail, chunks};
-  }
-
-  // Rows that cannot be split go through fused multiply-adds.
   void redo_rows(const std::uint32_t* largest, Range rows, std::int64_t p, float* sums) const {
-    for (std::int64_t row = rows.begin; row < rows.end; ++row, ++largest, sums += kPanel) {
-      if (can_split(*largest)) continue;
-      Tile<1> tile;
-      Prefetch none{nullptr, 0};
-      clear(tile);
-      multiply<Stored>(tile, args_.x + row * args_.x_stride, args_.x_stride, panel(p),
-                       args_.in_features, none);
-      store(tile, sums, kPanel);
-    }
+    for (std::int64_t row = rows.begin; row < rows.end; ++row, ++largest, sums += kPanel)
+      if (!can_split(*largest))
+        multiply_row<Stored>(args_.x + row * args_.x_stride, panel(p), args_.in_features, sums);
   }
 
   const LinearArgs<float>& args_;
@@ -372,6 +389,12 @@ class SplitTask {
   Finish finish_;
   AmxBlocking blocking_;
 };
+
+// Of a SplitRows: all of its depth, and the sums of one panel.
+WorkShape<SplitFloat32> shape_of(std::int64_t rows, std::int64_t depth) {
+  const std::int64_t row_tiles = ceil_div(rows, kTileHeight);
+  return {row_tiles, ceil_div(depth, kChunk), row_tiles <= 2 ? 2 : kSliceChunks, 1};
+}
 
 bool splits_row(const std::uint32_t* words, std::int64_t columns) {
   std::uint32_t largest = 0;
@@ -398,11 +421,64 @@ void linear_amx(const PanelLinearArgs& args) {
     return args.format.grouped ? linear_groups_amx(args) : linear_rows_amx(args);
   if (args.linear.rows < kMinSplitRows || !args.splits) return linear(args);
   switch (args.format.type) {
-    case WeightType::float32: return SplitTask<SplitFloat32>(args).run_all();
-    case WeightType::float16: return SplitTask<SplitFloat16>(args).run_all();
-    case WeightType::bfloat16: return SplitTask<SplitBFloat16>(args).run_all();
+    case WeightType::float32: return SplitTask<SplitFloat32>(args, num_threads()).run_all();
+    case WeightType::float16: return SplitTask<SplitFloat16>(args, num_threads()).run_all();
+    case WeightType::bfloat16: return SplitTask<SplitBFloat16>(args, num_threads()).run_all();
     case WeightType::int8:
     case WeightType::int4: return linear(args);
+  }
+}
+
+// A product of any number of rows with a float32 weight, on the calling thread.
+void linear_split(const PanelLinearArgs& args) { SplitTask<SplitFloat32>(args, 1).run_all(); }
+
+std::int64_t split_bytes(std::int64_t rows, std::int64_t depth) {
+  return shape_of(rows, depth).bytes();
+}
+
+void split(const SplitRows& rows) {
+  const auto work = shape_of(rows.rows, rows.depth).place(rows.memory);
+  for (std::int64_t r = 0; r < rows.rows; ++r) work.largest[r] = 0;
+  split_rows(rows.x, rows.stride, rows.rows, rows.depth, work.a, work.largest);
+}
+
+void add_split_product(const SplitRows& rows, const float* panel, float* sums,
+                       std::int64_t sums_stride) {
+  using Stored = SplitFloat32;
+  const auto shape = shape_of(rows.rows, rows.depth);
+  const auto work = shape.place(rows.memory);
+  const std::int64_t tile_stride = shape.slice_chunks * kRowWords;
+  const std::int64_t slice_depth =
+      (shape.row_tiles <= 2 ? kFewRowsSliceChunks : kSliceChunks) * kChunk;
+  tile_begin();
+  for (std::int64_t k = 0; k < rows.depth; k += slice_depth) {
+    const Slice<Stored> slice =
+        slice_of<Stored>(panel + k * Stored::kRow, min_int(slice_depth, rows.depth - k), work.tail);
+    for (std::int64_t t = 0; t < shape.row_tiles; t += 2) {
+      const std::uint16_t* a = work.a + t * tile_stride + k / kChunk * kRowWords;
+      float* c = work.sums + t * kTileHeight * kPanel;
+      const auto multiply_pair = [&]<int RowTiles>() {
+        if (t == 0)
+          multiply_and_split<Stored, RowTiles>(a, tile_stride, slice, work.b, shape.b_chunks, c,
+                                               k == 0);
+        else
+          multiply_split<Stored, RowTiles>(a, tile_stride, work.b, slice.chunks, c, k == 0);
+      };
+      if (t + 1 < shape.row_tiles)
+        multiply_pair.template operator()<2>();
+      else
+        multiply_pair.template operator()<1>();
+    }
+  }
+  tile_end();
+  for (std::int64_t r = 0; r < rows.rows; ++r) {
+    float* product = work.sums + r * kPanel;
+    if (!can_split(work.largest[r]))
+      multiply_row<Stored>(rows.x + r * rows.stride, panel, rows.depth, product);
+    for (int j = 0; j < kPanel; j += kLanes) {
+      float* to = sums + r * sums_stride + j;
+      store(to, add(load(to), load(product + j)));
+    }
   }
 }
 

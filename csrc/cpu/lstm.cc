@@ -6,7 +6,7 @@ namespace softgate::cpu::SOFTGATE_ISA {
 namespace {
 
 void finish(const UnitBlock& block) {
-  for_each_row(block, 4, [&](const float* sums, std::int64_t state, std::int64_t unit) {
+  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t unit) {
     const auto gate = [&](int i, int half) { return load(sums + i * kPanel + half * kLanes); };
     vf ifo[] = {gate(0, 0), gate(0, 1), gate(1, 0), gate(1, 1), gate(3, 0), gate(3, 1)};
     vf g[] = {gate(2, 0), gate(2, 1)};
@@ -26,7 +26,7 @@ void finish(const UnitBlock& block) {
 }  // namespace
 
 void lstm(const RecurrentArgs& args) {
-  run_recurrent(args, {1, {{.first_gate = 0, .gates = 4, .first_slot = 0, .finish = finish}}});
+  run_recurrent(args, {1, {{.first_gate = 0, .gates = 4, .first_sum = 0, .finish = finish}}});
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -10,6 +10,9 @@
 namespace softgate::cpu::SOFTGATE_ISA {
 
 void linear(const PanelLinearArgs& args);
+#if defined(SOFTGATE_ISA_AVX512)
+void linear_split(const PanelLinearArgs& args);
+#endif
 
 namespace {
 
@@ -21,6 +24,19 @@ constexpr std::int64_t kMemberWork = 32 << 10;
 
 // Weights that stay in a core's own cache beside what else a step touches.
 constexpr std::int64_t kCachedBytes = 3 << 19;
+
+// Of a step whose weights are split: below, splitting takes longer than fused multiply-adds.
+constexpr std::int64_t kMinSplitStepRows = 24;
+
+// Of a step's state that stay in L2 while a member's panels pass.
+constexpr std::int64_t kRowsAtOnce = 512;
+
+void multiply_inputs(const PanelLinearArgs& args) {
+#if defined(SOFTGATE_ISA_AVX512)
+  if (args.splits) return linear_split(args);
+#endif
+  linear(args);
+}
 
 // One member's way through one direction.
 class Member {
@@ -38,13 +54,14 @@ class Member {
       std::int64_t rows = 0, end = step;
       while (end < args_.steps && (rows == 0 || rows + args_.active[end] <= args_.chunk_rows))
         rows += args_.active[end++];
-      gather({step, end}, rows);
+      chunk_ = {step, end};
+      if (args_.x) gather(rows);
       team_.wait(member_);
-      // Of a lone step, a block's sums go on to its product while they are in cache.
-      // An int8 product holds the scratch memory that projecting may want.
-      projects_late_ = end == step + 1 && args_.dtype != DType::int8;
-      for (std::int64_t block = blocks_.begin; !projects_late_ && block < blocks_.end; ++block)
-        project(block, rows);
+      // Of a lone step, a block's sums go on to its product while they are in cache. But splitting
+      // serves all blocks, and an int8 product holds the scratch memory that projecting may want.
+      projects_late_ =
+          end == step + 1 && (args_.ids || (!args_.splits && args_.dtype != DType::int8));
+      if (!projects_late_) project(blocks_, {0, rows});
       for (std::int64_t row = 0; step < end; row += args_.active[step++]) run_step(step, row);
     }
     store_states();
@@ -73,10 +90,16 @@ class Member {
     return direction_.h + (step % 2) * args_.batch * args_.state_stride;
   }
   float* c(std::int64_t block) const { return direction_.c + block * args_.batch * kPanel; }
+  // Where blocks are projected late, one group's sums take the place of those that are done with.
   float* sums(std::int64_t block, std::int64_t row) const {
-    return direction_.gates + (block * args_.chunk_rows + row) * sums_stride();
+    const std::int64_t columns = gates_of(args_.kind) * kPanel;
+    if (!projects_late_) return direction_.gates + row * args_.gates_stride + block * columns;
+    const std::int64_t place = blocks_.begin + block - first_late_;
+    return direction_.gates + (place * args_.chunk_rows + row) * columns;
   }
-  std::int64_t sums_stride() const { return slots_of(args_.kind) * kPanel; }
+  std::int64_t sums_stride() const {
+    return projects_late_ ? gates_of(args_.kind) * kPanel : args_.gates_stride;
+  }
   std::int64_t units(std::int64_t block) const {
     return min_int(kPanel, args_.hidden_size - block * kPanel);
   }
@@ -107,7 +130,7 @@ class Member {
 
   void store_states() {
     const Range rows = own(args_.batch);
-    for (std::int64_t i = rows.begin; i < rows.end; ++i)
+    for (std::int64_t i = rows.begin; direction_.h_n && i < rows.end; ++i)
       copy(direction_.h_n + args_.order[i] * args_.output_size,
            h(length(i)) + i * args_.state_stride, args_.output_size);
     if (args_.kind != RecurrentKind::lstm) return;
@@ -117,32 +140,53 @@ class Member {
              c(block) + i * kPanel, units(block));
   }
 
-  // The inputs' part of a block's sums, of the first rows of a chunk.
-  void project(std::int64_t block, std::int64_t rows) {
+  // The inputs' part of some blocks' sums, of rows of a chunk.
+  void project(Range blocks, Range rows) {
+    if (blocks.begin == blocks.end) return;
+    if (args_.ids) return look_up(blocks, rows);
     const int gates = gates_of(args_.kind);
-    const std::int64_t panel = block * gates;
-    linear({.linear = {.x = x_,
-                       .weight = nullptr,
-                       .bias = direction_.weights.bias + panel * kPanel,
-                       .residual = nullptr,
-                       .out = sums(block, 0),
-                       .rows = rows,
-                       .in_features = args_.input_size,
-                       .out_features = gates * kPanel,
-                       .x_stride = x_stride_,
-                       .residual_stride = 0,
-                       .out_stride = sums_stride(),
-                       .activation = Activation::none},
-            .format = {},
-            .panels = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
-            .workspace = nullptr,
-            .splits = false});
-    if (direction_.weights.bias_hn) start_reset_sums(block, rows);
+    const std::int64_t panel = blocks.begin * gates;
+    multiply_inputs({.linear = {.x = x_ + rows.begin * x_stride_,
+                                .weight = nullptr,
+                                .bias = direction_.weights.bias + panel * kPanel,
+                                .residual = nullptr,
+                                .out = sums(blocks.begin, rows.begin),
+                                .rows = rows.end - rows.begin,
+                                .in_features = args_.input_size,
+                                .out_features = (blocks.end - blocks.begin) * gates * kPanel,
+                                .x_stride = x_stride_,
+                                .residual_stride = 0,
+                                .out_stride = sums_stride(),
+                                .activation = Activation::none},
+                     .format = {},
+                     .panels = direction_.weights.weight_ih + panel * args_.input_size * kPanel,
+                     .workspace = nullptr,
+                     .splits = args_.splits});
   }
 
-  void start_reset_sums(std::int64_t block, std::int64_t rows) {
+  // The same, of ids: columns of weights, each a row of a panel.
+  void look_up(Range blocks, Range rows) const {
+    const int gates = gates_of(args_.kind);
+    const std::int64_t panel_size = args_.input_size * kPanel;
+    float* to = sums(blocks.begin, rows.begin);
+    std::int64_t first = 0;
+    for (std::int64_t step = chunk_.begin; step < chunk_.end; first += args_.active[step++]) {
+      const std::int64_t end = min_int(rows.end - first, args_.active[step]);
+      for (std::int64_t i = max_int(rows.begin - first, 0); i < end; ++i, to += sums_stride()) {
+        const float* row = direction_.weights.weight_ih + args_.ids[token(i, step)] * kPanel;
+        for (std::int64_t p = blocks.begin * gates; p < blocks.end * gates; ++p)
+          for (int j = 0; j < kPanel; j += kLanes)
+            store(to + (p - blocks.begin * gates) * kPanel + j,
+                  add(load(row + p * panel_size + j),
+                      load(direction_.weights.bias + p * kPanel + j)));
+      }
+    }
+  }
+
+  void start_recurrent_sums(std::int64_t block, Range rows) const {
     const float* bias = direction_.weights.bias_hn + block * kPanel;
-    for (std::int64_t row = 0; row < rows; ++row) copy(sums(block, row) + 3 * kPanel, bias, kPanel);
+    for (std::int64_t row = rows.begin; row < rows.end; ++row)
+      copy(c(block) + row * kPanel, bias, kPanel);
   }
 
   // Do a step's tokens follow each other?
@@ -152,8 +196,9 @@ class Member {
     return true;
   }
 
-  // The inputs of the `count` rows of some steps, in their order.
-  void gather(Range steps, std::int64_t count) {
+  // The inputs of the `count` rows of a chunk's steps, in their order.
+  void gather(std::int64_t count) {
+    const Range steps = chunk_;
     x_ = direction_.x;
     x_stride_ = args_.work_x_stride;
     if (args_.batch == 1 || (steps.end == steps.begin + 1 && is_in_order(steps.begin))) {
@@ -179,17 +224,13 @@ class Member {
       const Phase& phase = cell_.phase[i];
       const bool last = i + 1 == cell_.phases && !projected;
       const float* from = i == 0 ? h(step) : direction_.intermediate;
-      const Operand x{.a = from,
-                      .stride = args_.state_stride,
-                      .rows = args_.active[step],
-                      .depth = args_.output_size};
       float* to = last ? h(step + 1) : direction_.intermediate;
-      if (args_.dtype == DType::int8)
-        run_phase(phase, step, first_row, Int8Product(x), to);
-      else if (args_.dtype == DType::bfloat16)
-        run_phase(phase, step, first_row, FloatProduct<BFloat16>(x), to);
-      else
-        run_phase(phase, step, first_row, FloatProduct<Float32>(x), to);
+      const std::int64_t active = args_.active[step], parts = ceil_div(active, kRowsAtOnce);
+      for (std::int64_t part = 0; part < parts; ++part) {
+        const Rows rows{step, first_row, part_begin(active, parts, part),
+                        part_begin(active, parts, part + 1)};
+        multiply_and_finish(phase, rows, from, to);
+      }
       if (last)
         write_out(step, {blocks_.begin * kPanel, min_int(blocks_.end * kPanel, args_.hidden_size)});
       team_.wait(member_);
@@ -199,42 +240,71 @@ class Member {
     team_.wait(member_);
   }
 
+  // Of a step, whose first row is the chunk's first_row-th.
+  struct Rows {
+    std::int64_t step, first_row;
+    std::int64_t begin, end;
+
+    std::int64_t count() const { return end - begin; }
+  };
+
+  void multiply_and_finish(const Phase& phase, const Rows& rows, const float* from, float* to) {
+    const Operand x{.a = from + rows.begin * args_.state_stride,
+                    .stride = args_.state_stride,
+                    .rows = rows.count(),
+                    .depth = args_.output_size};
+#if defined(SOFTGATE_ISA_AVX512)
+    if (args_.splits_steps && args_.active[rows.step] >= kMinSplitStepRows)
+      return run_phase(phase, rows, SplitProduct(x), to);
+#endif
+    if (args_.dtype == DType::int8) return run_phase(phase, rows, Int8Product(x), to);
+    if (args_.dtype == DType::bfloat16)
+      return run_phase(phase, rows, FloatProduct<BFloat16>(x), to);
+    run_phase(phase, rows, FloatProduct<Float32>(x), to);
+  }
+
   template <class Product>
-  void run_phase(const Phase& phase, std::int64_t step, std::int64_t first_row,
-                 const Product& product, float* to) {
-    const std::int64_t rows = args_.active[step];
-    const std::int64_t at_once = rows <= kFewRows ? kPanelsAtOnce / phase.gates : 1;
+  void run_phase(const Phase& phase, const Rows& rows, const Product& product, float* to) {
+    const std::int64_t at_once = rows.count() <= kFewRows ? kPanelsAtOnce / phase.gates : 1;
     // Steps sweep up and down in turn: what one leaves in cache the next one finds.
     const std::int64_t groups = ceil_div(blocks_.end - blocks_.begin, at_once);
     for (std::int64_t i = 0; i < groups; ++i) {
-      const std::int64_t group = step % 2 == 0 ? i : groups - 1 - i;
+      const std::int64_t group = rows.step % 2 == 0 ? i : groups - 1 - i;
       const std::int64_t begin = blocks_.begin + group * at_once;
       const std::int64_t end = min_int(begin + at_once, blocks_.end);
       Target targets[kPanelsAtOnce];
       int count = 0;
-      for (std::int64_t block = begin; projects_late_ && block < end; ++block)
-        if (phase.first_gate == 0) project(block, rows);
-      for (std::int64_t block = begin; block < end; ++block)
+      first_late_ = cell_.phases == 1 ? begin : blocks_.begin;
+      for (std::int64_t block = begin; block < end; ++block) {
+        if (projects_late_ && phase.first_gate == 0)
+          project({block, block + 1}, {rows.begin, rows.end});
+        if (direction_.weights.bias_hn) start_recurrent_sums(block, {rows.begin, rows.end});
         for (int gate = 0; gate < phase.gates; ++gate)
-          targets[count++] = target(phase, block, first_row, gate);
-      product.add(targets, count, sums_stride());
+          targets[count++] = target(phase, block, rows, gate);
+      }
+      product.add(targets, count);
       for (std::int64_t block = begin; block < end; ++block)
-        phase.finish({.rows = rows,
-                      .sums = sums(block, first_row),
-                      .h = h(step) + block * kPanel,
-                      .c = c(block),
-                      .next = to + block * kPanel,
+        phase.finish({.rows = rows.count(),
+                      .sums = sums(block, rows.first_row + rows.begin),
+                      .sums_stride = sums_stride(),
+                      .h = h(rows.step) + rows.begin * args_.state_stride + block * kPanel,
+                      .c = c(block) + rows.begin * kPanel,
+                      .next = to + rows.begin * args_.state_stride + block * kPanel,
                       .state_stride = args_.state_stride});
     }
   }
 
-  Target target(const Phase& phase, std::int64_t block, std::int64_t first_row, int i) const {
+  Target target(const Phase& phase, std::int64_t block, const Rows& rows, int i) const {
     const std::int64_t panel = block * gates_of(args_.kind) + phase.first_gate + i;
     const auto* weights = static_cast<const char*>(direction_.weights.weight_hh);
     const float* scales = direction_.weights.scales;
+    const int place = phase.first_sum + i;
+    const bool apart = place == gates_of(args_.kind);
     return {.panel = weights + panel * panel_bytes_,
             .scales = scales ? scales + panel * kPanel : nullptr,
-            .sums = sums(block, first_row) + (phase.first_slot + i) * kPanel};
+            .sums = apart ? c(block) + rows.begin * kPanel
+                          : sums(block, rows.first_row + rows.begin) + place * kPanel,
+            .stride = apart ? kPanel : sums_stride()};
   }
 
   void project_state(std::int64_t step) {
@@ -253,9 +323,9 @@ class Member {
           clear(to + i * args_.state_stride, kPanel);
         const float* weight =
             direction_.weights.weight_hr + (p + count) * args_.hidden_size * kPanel;
-        targets[count] = {weight, nullptr, to};
+        targets[count] = {weight, nullptr, to, args_.state_stride};
       }
-      product.add(targets, count, args_.state_stride);
+      product.add(targets, count);
     }
     write_out(step, {panels.begin * kPanel, min_int(panels.end * kPanel, args_.output_size)});
   }
@@ -275,9 +345,11 @@ class Member {
   std::int64_t panel_bytes_;
   Range blocks_;
   // Of the chunk at hand.
+  Range chunk_ = {0, 0};
   const float* x_ = nullptr;
   std::int64_t x_stride_ = 0;
   bool projects_late_ = false;
+  std::int64_t first_late_ = 0;  // block of the group at hand
 };
 
 }  // namespace

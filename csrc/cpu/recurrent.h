@@ -7,22 +7,23 @@
 
 namespace softgate::cpu::SOFTGATE_ISA {
 
-// A block of kPanel hidden units at one step. Rows of sums are `slots` vectors of kPanel apart.
+// A block of kPanel hidden units at one step.
 struct UnitBlock {
   std::int64_t rows;
-  const float* sums;          // [rows, slots, kPanel]
+  const float* sums;          // [rows, gates, kPanel]
+  std::int64_t sums_stride;   // elements between rows
   const float* h;             // [rows, kPanel], the state before the step
-  float* c;                   // [rows, kPanel], lstm: read and replaced
+  float* c;                   // [rows, kPanel], see RecurrentDirection
   float* next;                // [rows, kPanel], what the phase gives
   std::int64_t state_stride;  // of h and next, elements between rows
 };
 
-// Part of a step: the product of a state and some gates' weights, added to the sums, then the
-// pointwise part. The first phase reads h, a second one what the first gave; the last gives h,
-// unless a projection follows.
+// Part of a step: the product of a state and some gates' weights, added to the sums from first_sum
+// on (after the last, to c), then the pointwise part. The first phase reads h, a second one what
+// the first gave; the last gives h, unless a projection follows.
 struct Phase {
   int first_gate, gates;
-  int first_slot;
+  int first_sum;
   void (*finish)(const UnitBlock&);
 };
 
@@ -39,9 +40,9 @@ void restore_panel(const PanelArgs& args);
 
 // body(sums, state, unit): where a row of the block begins, in sums, in h and next, and in c.
 template <class Body>
-SG_INLINE void for_each_row(const UnitBlock& block, int slots, Body body) {
+SG_INLINE void for_each_row(const UnitBlock& block, Body body) {
   for (std::int64_t row = 0; row < block.rows; ++row)
-    body(block.sums + row * slots * kPanel, row * block.state_stride, row * kPanel);
+    body(block.sums + row * block.sums_stride, row * block.state_stride, row * kPanel);
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -4,6 +4,7 @@
 #include "core/parallel.h"
 #include "cpu/dot.h"
 #include "cpu/recurrent.h"
+#include "cpu/split_rows.h"
 #include "cpu/tile.h"
 
 namespace softgate::cpu::SOFTGATE_ISA {
@@ -20,7 +21,8 @@ constexpr int kPanelsFor = Rows == 1 || kLanes == 16 ? kPanelsAtOnce : 2;
 struct Target {
   const void* panel;
   const float* scales;  // of an int8 panel's columns
-  float* sums;          // [rows, kPanel], sums_stride between rows
+  float* sums;          // [rows, kPanel]
+  std::int64_t stride;  // elements between rows of sums
 };
 
 struct Operand {
@@ -49,8 +51,7 @@ SG_INLINE Range slice_of(const Operand& x, std::int64_t s) {
 
 // sums += a slice of a @ panel, for all R rows and P panels at once.
 template <class Format, int R, int P>
-SG_INLINE void add_slice(const Operand& x, const Target* targets, std::int64_t sums_stride,
-                         Range slice) {
+SG_INLINE void add_slice(const Operand& x, const Target* targets, Range slice) {
   vf c[R][P][2];
   const typename Format::Element* panel[P];
 #pragma GCC unroll 16
@@ -76,7 +77,7 @@ SG_INLINE void add_slice(const Operand& x, const Target* targets, std::int64_t s
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      float* sums = targets[p].sums + r * sums_stride;
+      float* sums = targets[p].sums + r * targets[p].stride;
       store(sums, add(load(sums), c[r][p][0]));
       store(sums + kLanes, add(load(sums + kLanes), c[r][p][1]));
     }
@@ -84,9 +85,9 @@ SG_INLINE void add_slice(const Operand& x, const Target* targets, std::int64_t s
 }
 
 template <class Format, int R, int P>
-void add_few(const Operand& x, const Target* targets, std::int64_t sums_stride) {
+void add_few(const Operand& x, const Target* targets) {
   for (std::int64_t s = 0; s < slices_of(x); ++s)
-    add_slice<Format, R, P>(x, targets, sums_stride, slice_of(x, s));
+    add_slice<Format, R, P>(x, targets, slice_of(x, s));
 }
 
 // A slice of a panel as float32: in place, or widened for all the rows that pass over it.
@@ -105,7 +106,7 @@ SG_INLINE const float* widen(BFloat16, const std::uint32_t* panel, std::int64_t 
 
 // Many rows and one panel, a slice of which stays in L1 while rows pass over it.
 template <class Format>
-void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) {
+void add_many(const Operand& x, const Target& target) {
   const auto* panel = static_cast<const typename Format::Element*>(target.panel);
   const std::int64_t tiles = ceil_div(x.rows, kTileRows);
   for (std::int64_t s = 0; s < slices_of(x); ++s) {
@@ -123,7 +124,7 @@ void add_many(const Operand& x, const Target& target, std::int64_t sums_stride) 
       with_rows(part_begin(x.rows, tiles, t + 1) - row, [&](auto tile) {
         clear(tile);
         multiply(tile, x.a + row * x.stride + part.begin, x.stride, slice, depth, ahead);
-        add_to(tile, target.sums + row * sums_stride, sums_stride);
+        add_to(tile, target.sums + row * target.stride, target.stride);
       });
     }
   }
@@ -140,19 +141,40 @@ class FloatProduct {
         __builtin_prefetch(x.a + r * x.stride + k, 0, 3);
   }
 
-  void add(const Target* targets, int count, std::int64_t sums_stride) const {
+  void add(const Target* targets, int count) const {
     if (x_.rows > kFewRows) {
-      for (int i = 0; i < count; ++i) add_many<Format>(x_, targets[i], sums_stride);
+      for (int i = 0; i < count; ++i) add_many<Format>(x_, targets[i]);
       return;
     }
     for_few_rows(x_.rows, targets, count, [&](auto rows, auto panels, const Target* group) {
-      add_few<Format, decltype(rows)::value, decltype(panels)::value>(x_, group, sums_stride);
+      add_few<Format, decltype(rows)::value, decltype(panels)::value>(x_, group);
     });
   }
 
  private:
   Operand x_;
 };
+
+#if defined(SOFTGATE_ISA_AVX512)
+// The product of a state with panels of float32 weights, from parts of both.
+class SplitProduct {
+ public:
+  explicit SplitProduct(const Operand& x)
+      : rows_{x.a, x.stride, x.rows, x.depth,
+              scratch(static_cast<std::size_t>(split_bytes(x.rows, x.depth)))} {
+    split(rows_);
+  }
+
+  void add(const Target* targets, int count) const {
+    for (int i = 0; i < count; ++i)
+      add_split_product(rows_, static_cast<const float*>(targets[i].panel), targets[i].sums,
+                        targets[i].stride);
+  }
+
+ private:
+  SplitRows rows_;
+};
+#endif
 
 // The product of a state with panels of int8 weights, exact in integers but for the rounding of
 // each row of the state to multiples of its largest magnitude / 127.
@@ -169,10 +191,10 @@ class Int8Product {
     for (std::int64_t row = 0; row < rows_; ++row) quantise(x.a + row * x.stride, x.depth, row);
   }
 
-  void add(const Target* targets, int count, std::int64_t sums_stride) const {
+  void add(const Target* targets, int count) const {
     if (rows_ <= kFewRows) {
       for_few_rows(rows_, targets, count, [&](auto rows, auto panels, const Target* group) {
-        add_tile<decltype(rows)::value, decltype(panels)::value>(0, group, sums_stride);
+        add_tile<decltype(rows)::value, decltype(panels)::value>(0, group);
       });
       return;
     }
@@ -181,7 +203,7 @@ class Int8Product {
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t row = part_begin(rows_, tiles, t);
         with_constant<kTileRows>(part_begin(rows_, tiles, t + 1) - row, [&](auto rows) {
-          add_tile<decltype(rows)::value, 1>(row, targets + i, sums_stride);
+          add_tile<decltype(rows)::value, 1>(row, targets + i);
         });
       }
     }
@@ -199,7 +221,7 @@ class Int8Product {
   }
 
   template <int R, int P>
-  void add_tile(std::int64_t row, const Target* targets, std::int64_t sums_stride) const {
+  void add_tile(std::int64_t row, const Target* targets) const {
     vi c[R][P][2];
     const std::uint8_t* panel[P];
 #pragma GCC unroll 16
@@ -227,7 +249,7 @@ class Int8Product {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const vf scale = set1(scales_[row + r]);
-        float* sums = targets[p].sums + (row + r) * sums_stride;
+        float* sums = targets[p].sums + (row + r) * targets[p].stride;
         for (int j = 0; j < 2; ++j) {
           const vf column_scale = load(targets[p].scales + j * kLanes);
           store(sums + j * kLanes,

@@ -6,7 +6,7 @@ namespace softgate::cpu::SOFTGATE_ISA {
 namespace {
 
 void finish_tanh(const UnitBlock& block) {
-  for_each_row(block, 1, [&](const float* sums, std::int64_t state, std::int64_t) {
+  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t) {
     vf h[] = {load(sums), load(sums + kLanes)};
     tanh(h);
     store(block.next + state, h[0]);
@@ -15,7 +15,7 @@ void finish_tanh(const UnitBlock& block) {
 }
 
 void finish_relu(const UnitBlock& block) {
-  for_each_row(block, 1, [&](const float* sums, std::int64_t state, std::int64_t) {
+  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t) {
     for (int j = 0; j < kPanel; j += kLanes) store(block.next + state + j, relu(load(sums + j)));
   });
 }
@@ -24,7 +24,7 @@ void finish_relu(const UnitBlock& block) {
 
 void rnn(const RecurrentArgs& args) {
   const auto finish = args.kind == RecurrentKind::rnn_tanh ? finish_tanh : finish_relu;
-  run_recurrent(args, {1, {{.first_gate = 0, .gates = 1, .first_slot = 0, .finish = finish}}});
+  run_recurrent(args, {1, {{.first_gate = 0, .gates = 1, .first_sum = 0, .finish = finish}}});
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

@@ -12,7 +12,7 @@ namespace {
 
 // Of the sums of a chunk of steps, which stay in cache from the input's product to the steps.
 constexpr std::int64_t kChunkBytes = 1 << 20;
-constexpr std::int64_t kMinChunkRows = 64;
+constexpr std::int64_t kMinChunkRows = 128;
 constexpr std::int64_t kLineFloats = 16;
 
 std::int64_t round_up(std::int64_t x, std::int64_t multiple) {
@@ -76,7 +76,20 @@ DType element_type(const RecurrentWeight& weight) {
   return weight.device().kind == DeviceKind::cpu ? DType::float32 : weight.dtype();
 }
 
+bool are_ids(const Tensor& x) {
+  return x.dtype() == DType::int32 && x.dim() == 1 && x.device().kind == DeviceKind::cpu;
+}
+
+void check_ids(const char* op, const Tensor& x, std::int64_t input_size) {
+  const auto* ids = x.data<std::int32_t>();
+  for (std::int64_t i = 0; i < x.numel(); ++i) {
+    if (ids[i] < 0 || ids[i] >= input_size) [[unlikely]]
+      check(false, op, ": x[", i, "] is ", ids[i], ", expected 0 <= id < ", input_size);
+  }
+}
+
 void check_input(const char* op, const Tensor& x, const RecurrentWeight& weight) {
+  if (are_ids(x)) return check_ids(op, x, weight.input_size());
   const DType dtype = element_type(weight);
   check_type(x.dtype() == dtype, op, ": x has dtype ", name(x.dtype()), ", expected ", name(dtype));
   check(x.dim() == 2 && x.size(1) == weight.input_size(), op, ": x has shape ",
@@ -85,8 +98,8 @@ void check_input(const char* op, const Tensor& x, const RecurrentWeight& weight)
 
 // A state's shape is checked; strides between directions and rows are free.
 void check_state(const char* op, const char* argument, const std::optional<Tensor>& state,
-                 const Tensor& x, const Dims& shape) {
-  if (state) check_tensor(op, argument, *state, x.dtype(), shape, x.device());
+                 const RecurrentWeight& weight, const Dims& shape) {
+  if (state) check_tensor(op, argument, *state, element_type(weight), shape, weight.device());
 }
 
 // The memory that a call works in; see RecurrentDirection.
@@ -95,8 +108,8 @@ struct Workspace {
 
   Workspace(const RecurrentArgs& args, std::int64_t blocks) {
     const std::int64_t width = cpu::kernels().panel_width;
-    x = Tensor::empty({args.chunk_rows, args.work_x_stride});
-    gates = Tensor::empty({blocks, args.chunk_rows, slots_of(args.kind), width});
+    if (args.x) x = Tensor::empty({args.chunk_rows, args.work_x_stride});
+    gates = Tensor::empty({args.chunk_rows, args.gates_stride});
     h = Tensor::empty({2, args.batch, args.state_stride});
     intermediate = Tensor::empty({args.batch, args.state_stride});
     c = Tensor::empty({blocks, args.batch, width});
@@ -119,7 +132,8 @@ void run(const RecurrentArgs& args) {
 RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets& cu_seqlens,
                           const std::vector<const RecurrentWeight*>& weights,
                           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
-                          const std::string& direction, std::optional<Tensor> out) {
+                          const std::string& direction, std::optional<Tensor> out,
+                          bool wants_last) {
   const Directions directions = parse_direction(op, direction);
   const auto count = static_cast<std::size_t>(directions.count);
   check(weights.size() == count, op, ": weights are ", weights.size(), " for direction '",
@@ -132,19 +146,20 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
   cu_seqlens.check_fit(op, "cu_seqlens", x.size(0), device);
   const std::int64_t batch = cu_seqlens.batch();
   const std::int64_t hidden = weight.hidden_size(), output = weight.output_size();
-  check_state(op, "h0", h0, x, {directions.count, batch, output});
-  check_state(op, "c0", c0, x, {directions.count, batch, hidden});
+  check_state(op, "h0", h0, weight, {directions.count, batch, output});
+  check_state(op, "c0", c0, weight, {directions.count, batch, hidden});
 
   RecurrentResult result;
+  const DType dtype = element_type(weight);
   result.out =
-      resolve_out(op, std::move(out), x.dtype(), {x.size(0), directions.count * output}, device);
+      resolve_out(op, std::move(out), dtype, {x.size(0), directions.count * output}, device);
   check_overlap(op, result.out, "x", x, false);
   check_overlap(op, result.out, "cu_seqlens", cu_seqlens.cu_seqlens(), false);
   if (h0) check_overlap(op, result.out, "h0", *h0, false);
   if (c0) check_overlap(op, result.out, "c0", *c0, false);
-  result.h_n = Tensor::empty({directions.count, batch, output}, x.dtype(), device);
+  result.h_n = Tensor::empty({directions.count, batch, output}, dtype, device);
   if (weight.kind() == RecurrentKind::lstm)
-    result.c_n = Tensor::empty({directions.count, batch, hidden}, x.dtype(), device);
+    result.c_n = Tensor::empty({directions.count, batch, hidden}, dtype, device);
   if (device.kind != DeviceKind::cpu) {
     run_on_device(x, cu_seqlens, weights, h0, c0, directions.reverse, result);
     return result;
@@ -153,12 +168,13 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
   const SequenceSchedule schedule(cu_seqlens.host(), batch);
   const std::int64_t width = cpu::kernels().panel_width;
   const std::int64_t blocks = (hidden + width - 1) / width;
-  const std::int64_t row_bytes = blocks * slots_of(weight.kind()) * width * 4;
-  const std::int64_t rows = std::max(kMinChunkRows, kChunkBytes / row_bytes);
+  const std::int64_t gates_stride = spread(blocks * gates_of(weight.kind()) * width);
+  const std::int64_t rows = std::max(kMinChunkRows, kChunkBytes / (gates_stride * 4));
   RecurrentArgs args{
       .kind = weight.kind(),
       .dtype = weight.dtype(),
-      .x = x.data<float>(),
+      .x = are_ids(x) ? nullptr : x.data<float>(),
+      .ids = are_ids(x) ? x.data<std::int32_t>() : nullptr,
       .cu_seqlens = cu_seqlens.host(),
       .order = schedule.order.data(),
       .active = schedule.active.data(),
@@ -171,7 +187,11 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
       .out_stride = result.out.stride(0),
       .chunk_rows = std::max(batch, std::min(rows, x.size(0))),
       .work_x_stride = spread(weight.input_size()),
+      .gates_stride = gates_stride,
       .state_stride = spread(round_up(std::max(hidden, output), width)),
+      .splits = cpu::kernels().splits && weight.splits() && weights[count - 1]->splits(),
+      .splits_steps =
+          cpu::kernels().splits && weight.splits_steps() && weights[count - 1]->splits_steps(),
       .directions = directions.count,
       .direction = {},
   };
@@ -184,11 +204,11 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
         .h0 = h0 ? h0->select(0, d).data<float>() : nullptr,
         .c0 = c0 ? c0->select(0, d).data<float>() : nullptr,
         .out = result.out.data<float>() + d * output,
-        .h_n = result.h_n.select(0, d).data<float>(),
+        .h_n = wants_last ? result.h_n.select(0, d).data<float>() : nullptr,
         .c_n = result.c_n ? result.c_n->select(0, d).data<float>() : nullptr,
         .h0_stride = h0 ? h0->stride(1) : 0,
         .c0_stride = c0 ? c0->stride(1) : 0,
-        .x = work.x.data<float>(),
+        .x = args.x ? work.x.data<float>() : nullptr,
         .gates = work.gates.data<float>(),
         .h = work.h.data<float>(),
         .intermediate = work.intermediate.data<float>(),
@@ -208,8 +228,8 @@ std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Te
   check_weight(op, "weight", layer, weight, x.device());
   check_input(op, x, weight);
   const std::int64_t batch = x.size(0);
-  check_tensor(op, "h", h, x.dtype(), {batch, weight.output_size()}, x.device());
-  check_state(op, "c", c, x, {batch, weight.hidden_size()});
+  check_tensor(op, "h", h, element_type(weight), {batch, weight.output_size()}, x.device());
+  check_state(op, "c", c, weight, {batch, weight.hidden_size()});
   const Tensor each = Tensor::empty({batch + 1}, DType::int32);
   auto* offsets = each.data<std::int32_t>();
   std::iota(offsets, offsets + batch + 1, 0);
@@ -221,8 +241,8 @@ std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Te
   };
   std::optional<Tensor> c0;
   if (c) c0 = stacked(*c);
-  RecurrentResult result =
-      recurrent(layer.c_str(), x, cu_seqlens, {&weight}, stacked(h), c0, "forward", std::nullopt);
+  RecurrentResult result = recurrent(layer.c_str(), x, cu_seqlens, {&weight}, stacked(h), c0,
+                                     "forward", std::nullopt, false);
   return {std::move(result.out), result.c_n ? std::optional(result.c_n->select(0, 0)) : c};
 }
 

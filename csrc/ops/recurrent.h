@@ -8,7 +8,8 @@
 //         n = tanh(W_in x + b_in + r * (W_hn h + b_hn)), before the product
 //         n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), h = (1 - z) * n + z * h
 //
-//   x: [total_tokens, input_size]    cu_seqlens: int32 [batch + 1]
+//   x: [total_tokens, input_size], or on the CPU int32 [total_tokens], which stand for rows of the
+//   identity matrix: W_ih x is a column of W_ih    cu_seqlens: int32 [batch + 1]
 //   out: [total_tokens, directions * output_size], the forward half first
 //   h0, h_n: [directions, batch, output_size]    c0, c_n: [directions, batch, hidden_size]
 //
@@ -17,7 +18,9 @@
 // state back. out overlaps no input. NaN propagates.
 //
 // A sum adds, in a fixed order, the input's part and chains of fixed length over the state: results
-// do not depend on the batch's other sequences or on the number of threads.
+// do not depend on the batch's other sequences or on the number of threads. But where
+// Kernels::splits, float32 products with x, and with the states of steps of many sequences, are
+// formed from parts of the numbers (cpu/bfloat16_parts.h), as accurately.
 #pragma once
 
 #include <optional>
@@ -33,16 +36,15 @@ namespace softgate {
 
 enum class RecurrentKind { rnn_tanh, rnn_relu, lstm, gru, gru_reset_before };
 
-// Gates of a unit, and the sums a step forms for them: a GRU keeps the n gate's two parts apart.
+// Of a unit.
 constexpr int gates_of(RecurrentKind kind) {
   if (kind == RecurrentKind::lstm) return 4;
   return kind == RecurrentKind::gru || kind == RecurrentKind::gru_reset_before ? 3 : 1;
 }
-constexpr int slots_of(RecurrentKind kind) { return gates_of(kind) == 1 ? 1 : 4; }
 
 // Weights as kernels read them. A block is panel_width hidden units, the last filled up with zero
-// columns; its panels (ops/linear.h), one per gate, follow each other. A GRU's sums are: n's input
-// part, r, z, n's recurrent part; so its weight_ih is in the order n, r, z.
+// columns; its panels (ops/linear.h), one per gate, follow each other. A GRU's sums are in the
+// order n, r, z, and so is its weight_ih.
 struct RecurrentPanels {
   const float* weight_ih;  // [blocks, gates, input_size, panel_width]
   const float* bias;       // [blocks, gates, panel_width]
@@ -55,24 +57,25 @@ struct RecurrentPanels {
 struct RecurrentDirection {
   RecurrentPanels weights;
   bool reverse;
-  const float *h0, *c0;  // [batch, output_size], [batch, hidden_size], or null
-  float* out;            // this direction's columns
-  float *h_n, *c_n;
+  const float *h0, *c0;               // [batch, output_size], [batch, hidden_size], or null
+  float* out;                         // this direction's columns
+  float *h_n, *c_n;                   // h_n: or null
   std::int64_t h0_stride, c0_stride;  // elements between rows
   // Working memory, which the kernel fills.
   float* x;             // [chunk_rows, work_x_stride]
-  float* gates;         // sums: [blocks, chunk_rows, slots, panel_width]
+  float* gates;         // sums: [chunk_rows, gates_stride]
   float* h;             // before a step and after it: [2, batch, state_stride]
   float* intermediate;  // between a step's products: [batch, state_stride]
-  float* c;             // [blocks, batch, panel_width]
+  float* c;  // [blocks, batch, panel_width]: lstm's state, gru's sums of n's recurrent part
 };
 
 // Sequences are taken longest first and a step's rows are those that reach it, so that no padding
 // is computed.
 struct RecurrentArgs {
   RecurrentKind kind;
-  DType dtype;  // of weight_hh
-  const float* x;
+  DType dtype;              // of weight_hh
+  const float* x;           // or null
+  const std::int32_t* ids;  // where x is null: [total_tokens]
   const std::int32_t* cu_seqlens;
   const std::int32_t* order;   // [batch], by falling length
   const std::int32_t* active;  // [steps], how many sequences reach each step
@@ -80,7 +83,8 @@ struct RecurrentArgs {
   std::int64_t input_size, hidden_size, output_size;
   std::int64_t x_stride, out_stride;
   std::int64_t chunk_rows;  // at most so many rows of steps that follow each other are projected
-  std::int64_t work_x_stride, state_stride;  // of the working memory
+  std::int64_t work_x_stride, gates_stride, state_stride;  // of the working memory
+  bool splits, splits_steps;  // weight_ih and weight_hh, see PanelLinearArgs
   int directions;
   RecurrentDirection direction[2];
 };
@@ -142,6 +146,9 @@ class RecurrentWeight {
                   const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
                   const std::optional<Tensor>& weight_hr, const std::string& dtype);
 
+  // These weights but for weight_ih, of as many rows: what is not replaced is shared. On the CPU.
+  RecurrentWeight with_inputs(const Tensor& weight_ih) const;
+
   // What was given, by name; bit for bit but for a weight_hh stored in fewer bits.
   std::vector<std::pair<std::string, Tensor>> unpack() const;
 
@@ -150,6 +157,9 @@ class RecurrentWeight {
   std::int64_t hidden_size() const { return hidden_size_; }
   std::int64_t output_size() const { return output_size_; }
   DType dtype() const { return dtype_; }
+  // weight_ih and weight_hh, see Kernels::splits
+  bool splits() const { return splits_; }
+  bool splits_steps() const { return splits_steps_; }
   bool projects() const { return weight_hr_.has_value(); }
   Device device() const { return weight_hh_.device(); }
   const std::string& isa() const { return isa_; }  // empty but on the CPU
@@ -182,6 +192,7 @@ class RecurrentWeight {
   DType dtype_;
   std::int64_t input_size_, hidden_size_, output_size_;
   std::string isa_;
+  bool splits_ = false, splits_steps_ = false;
   std::int64_t panel_width_, blocks_;
   Tensor weight_ih_, weight_hh_, bias_;
   std::optional<Tensor> scales_, bias_hn_;
@@ -204,11 +215,13 @@ void run_on_device(const Tensor& x, const SequenceOffsets& cu_seqlens,
                    const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
                    const bool (&reverse)[2], const RecurrentResult& result);
 
-// op is "rnn", "lstm" or "gru". weights: one, or for direction "bidirectional" two.
+// op is "rnn", "lstm" or "gru". weights: one, or for direction "bidirectional" two. h_n is
+// undefined unless the caller wants it.
 RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets& cu_seqlens,
                           const std::vector<const RecurrentWeight*>& weights,
                           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
-                          const std::string& direction, std::optional<Tensor> out);
+                          const std::string& direction, std::optional<Tensor> out,
+                          bool wants_last = true);
 
 // One step. op is "rnn_cell", "lstm_cell" or "gru_cell"; x: [batch, input_size], h: [batch,
 // output_size], c: [batch, hidden_size]. Gives the next h and c.

@@ -33,7 +33,15 @@ DType parse_dtype(const std::string& text) {
 
 // Which of torch's gates is at a place of weight_ih (see RecurrentPanels).
 int input_gate(RecurrentKind kind, int place) {
-  return slots_of(kind) > gates_of(kind) ? (place + 2) % 3 : place;
+  return gates_of(kind) == 3 ? (place + 2) % 3 : place;
+}
+
+bool rows_split(const Tensor& weight) {
+  return cpu::kernels().splits && cpu::kernels().splits({.weight = weight.data<float>(),
+                                                         .packed = nullptr,
+                                                         .in_features = weight.size(1),
+                                                         .out_features = weight.size(0),
+                                                         .weight_stride = weight.stride(0)});
 }
 
 Tensor zeros(const Dims& shape) {
@@ -137,7 +145,21 @@ void RecurrentWeight::for_each_panel(const Body& body) const {
   }
 }
 
+RecurrentWeight RecurrentWeight::with_inputs(const Tensor& weight_ih) const {
+  const char* op = "with_inputs";
+  check(device().kind == DeviceKind::cpu, op, ": weight is on ", name(device()), ", expected cpu");
+  check(cpu::reads_packed(isa_), op, ": weight was packed for ", isa_, ", the ISA in use is ",
+        cpu::isa());
+  check_tensor(op, "weight_ih", weight_ih, DType::float32, {gates_of(kind_) * hidden_size_, -1});
+  check(weight_ih.size(1) > 0, op, ": weight_ih has no columns");
+  RecurrentWeight changed = *this;
+  changed.input_size_ = weight_ih.size(1);
+  changed.pack_inputs(weight_ih);
+  return changed;
+}
+
 void RecurrentWeight::pack_inputs(const Tensor& weight) {
+  splits_ = rows_split(weight);
   weight_ih_ = Tensor::empty({blocks_ * gates_of(kind_), input_size_, panel_width_});
   for_each_panel([&](std::int64_t panel, int place, std::int64_t unit, std::int64_t units) {
     const std::int64_t row = input_gate(kind_, place) * hidden_size_ + unit;
@@ -163,6 +185,7 @@ Tensor RecurrentWeight::unpack_inputs() const {
 }
 
 void RecurrentWeight::pack_recurrent(const Tensor& weight) {
+  splits_steps_ = dtype_ == DType::float32 && rows_split(weight);
   const std::int64_t panels = blocks_ * gates_of(kind_);
   const auto bytes =
       static_cast<std::int64_t>(cpu::kernels().stored_panel_bytes(dtype_, output_size_));

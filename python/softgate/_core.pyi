@@ -275,6 +275,9 @@ class RecurrentWeight:
         another ISA is in use.
         """
 
+    def with_inputs(self, weight_ih: Array) -> RecurrentWeight:
+        """The same but for `weight_ih`, float32 of as many rows; the rest is shared. On the CPU."""
+
 def num_threads() -> int:
     """Threads a kernel may use: SOFTGATE_NUM_THREADS, else the CPUs this process may use."""
 

@@ -378,17 +378,19 @@ def rnn(
     `h = act(W_ih x + b_ih + W_hh h + b_hh)`, with the act of the weights' kind, "rnn_tanh" or
     "rnn_relu".
 
-    x: float32 `[total_tokens, input_size]`; out: `[total_tokens, directions * output_size]`, of
-    two directions the forward half first; h0 and h_n: `[directions, batch, output_size]`. weights:
-    one, or for "bidirectional" a pair (forward, reverse) of equal kind, sizes and dtype. A missing
-    h0 is zeros. `out` must not overlap the inputs.
+    x: float32 `[total_tokens, input_size]`, or on the CPU int32 `[total_tokens]`, ids of rows of
+    the identity matrix, whose product is a column of weight_ih; out: float32 `[total_tokens,
+    directions * output_size]`, of two directions the forward half first; h0 and h_n: `[directions,
+    batch, output_size]`. weights: one, or for "bidirectional" a pair (forward, reverse) of equal
+    kind, sizes and dtype. A missing h0 is zeros. `out` must not overlap the inputs.
 
     A reverse direction starts at each sequence's last token; its h_n is the state after the first
     one. A sequence without tokens gives its initial state back. NaN propagates, within its own
-    sequence. A sequence's result does not depend on the others or on the number of threads.
+    sequence. A sequence's result does not depend on the others or on the number of threads, except
+    that with the ISA "amx" steps of at least 24 sequences round otherwise than those of fewer.
 
-    Raises ValueError on shapes that do not fit, weights of another kind or number, and when they
-    were packed for another ISA.
+    Raises ValueError on shapes that do not fit, ids outside input_size, weights of another kind or
+    number, and when they were packed for another ISA.
     """
     result, h_n = _core.recurrent("rnn", x, cu_seqlens, _as_list(weights), h0, None, direction, out)
     return result, h_n
@@ -444,7 +446,7 @@ def lstm(
 def rnn_cell(x: SameArray, weight: RecurrentWeight, h: Array) -> SameArray:
     """One step of `rnn`, bit for bit: the next h.
 
-    x: float32 `[batch, input_size]`; h and the result: `[batch, output_size]`.
+    x: float32 `[batch, input_size]`, or ids as in `rnn`; h and the result: `[batch, output_size]`.
     """
     result: SameArray = _core.recurrent_cell("rnn_cell", x, weight, h, None)
     return result
@@ -461,7 +463,8 @@ def lstm_cell(
 ) -> tuple[SameArray, SameArray]:
     """One step of `lstm`, bit for bit: the next (h, c).
 
-    x: float32 `[batch, input_size]`; h: `[batch, output_size]`; c: `[batch, hidden_size]`.
+    x: float32 `[batch, input_size]`, or ids as in `rnn`; h: `[batch, output_size]`; c: `[batch,
+    hidden_size]`.
     """
     result: tuple[SameArray, SameArray] = _core.recurrent_cell("lstm_cell", x, weight, h, c)
     return result

@@ -75,15 +75,18 @@ class RecurrentConfig:
 
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.integer[Any]]
 
 
 def along(
     layer: Layer,
-    x: FloatArray,
+    x: FloatArray | IntArray,
     cu_seqlens: npt.NDArray[np.int32],
     states: tuple[FloatArray, ...] | None = None,
+    table: nn.Parameter | None = None,
 ) -> tuple[FloatArray, tuple[FloatArray, ...]]:
-    """Outputs and last states of a recurrent layer; states are h, or h and c of an LSTM."""
+    """Outputs and last states of a recurrent layer; states are h, or h and c of an LSTM. x: rows,
+    or ids of a table's."""
     first: Any = states if states is None or len(states) == 2 else states[0]
-    out, last = layer(x, first, cu_seqlens=cu_seqlens)
+    out, last = layer(x, first, cu_seqlens=cu_seqlens, table=table)
     return out, last if isinstance(last, tuple) else (last,)

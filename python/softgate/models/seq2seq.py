@@ -271,8 +271,9 @@ class Seq2Seq(nn.Module, EncoderDecoder):
         """Read the sources, in the forms that `forward` takes."""
         config = self.config
         source = pack_ids("source_ids", source_ids, source_mask, config.source_vocab_size)
-        x = _rows(self.source_embedding, source.ids)
-        values, last = along(self.encoder, x, source.cu_seqlens)
+        values, last = along(
+            self.encoder, source.ids, source.cu_seqlens, table=self.source_embedding
+        )
         memory = None
         if self.attention is not None:
             memory = self.attention.memory(values, source.cu_seqlens)
@@ -300,8 +301,8 @@ class Seq2Seq(nn.Module, EncoderDecoder):
         attention weights as `nn.SourceAttention` gives them. sources: of the memory's, the one of
         each sequence, by default one after another."""
         offsets = np.arange(len(tokens) + 1, dtype=np.int32)
-        x = _rows(self.target_embedding, tokens)
-        return self._steps(x, offsets, state, memory, offsets[:-1] if sources is None else sources)
+        sources = offsets[:-1] if sources is None else sources
+        return self._steps(tokens, offsets, state, memory, sources)
 
     def attention_weights(
         self, source: list[int], target: list[int]
@@ -329,26 +330,27 @@ class Seq2Seq(nn.Module, EncoderDecoder):
     def _follow(self, target: PackedIds, encoded: Encoded) -> tuple[FloatArray, FloatArray | None]:
         """Logits, `[total_tokens, vocab]`, and the weights of each target token's attention."""
         config = self.config
-        x = _rows(self.target_embedding, target.ids)
         if self.attention is None or (config.attention_at == "after" and not config.input_feeding):
             # No step needs what attention gave the one before.
             sources = np.repeat(np.arange(len(target.lengths), dtype=np.int32), target.lengths)
             logits, _, weights = self._steps(
-                x, target.cu_seqlens, encoded.state, encoded.memory, sources
+                target.ids, target.cu_seqlens, encoded.state, encoded.memory, sources
             )
             return logits, weights
         assert encoded.memory is not None
         lengths = target.lengths
         order = np.argsort(-lengths, kind="stable").astype(np.int32)
         state, memory = encoded.state.rows(order), encoded.memory
-        logits = np.empty((len(x), config.target_vocab_size), np.float32)
-        parts: list[FloatArray] = [np.empty(0, np.float32)] * len(x)
+        logits = np.empty((len(target.ids), config.target_vocab_size), np.float32)
+        parts: list[FloatArray] = [np.empty(0, np.float32)] * len(target.ids)
         for t in range(lengths.max(initial=0)):
             going = order[: int((lengths > t).sum())]
             rows = target.cu_seqlens[going] + t
             offsets = np.arange(len(going) + 1, dtype=np.int32)
             state = state.rows(slice(len(going)))
-            logits[rows], state, weights = self._steps(x[rows], offsets, state, memory, going)
+            logits[rows], state, weights = self._steps(
+                target.ids[rows], offsets, state, memory, going
+            )
             assert weights is not None
             ends = np.cumsum(np.diff(memory.cu_seqlens)[going])[:-1]
             for row, part in zip(rows, np.split(weights, ends), strict=True):
@@ -356,19 +358,25 @@ class Seq2Seq(nn.Module, EncoderDecoder):
         return logits, np.concatenate([np.empty(0, np.float32), *parts])
 
     def _steps(
-        self, x: FloatArray, cu_seqlens: npt.NDArray[np.int32], state: DecoderState,
+        self, tokens: IntArray, cu_seqlens: npt.NDArray[np.int32], state: DecoderState,
         memory: nn.Memory | None, sources: npt.NDArray[np.int32],
     ) -> tuple[FloatArray, DecoderState, FloatArray | None]:  # fmt: skip
-        """Tokens x, `[total_tokens, embedding_size]`, of each sequence: one, where a step needs
-        what attention gave the one before. sources: of the memory's, the one of each token."""
+        """The tokens of each sequence: one, where a step needs what attention gave the one before.
+        sources: of the memory's, the one of each token."""
         weights = context = None
+        x: list[FloatArray] = []  # beside the tokens' rows
         before = self.config.attention_at == "before"
         if self.attention is not None and before:
             context, weights = self.attention(state.hidden[0][-1], memory, sources)
-            x = np.concatenate([x, context], axis=1)
+            x.append(context)
         if state.feed is not None:
-            x = np.concatenate([x, state.feed], axis=1)
-        y, hidden = along(self.decoder, x, cu_seqlens, state.hidden)
+            x.append(state.feed)
+        if x:
+            rows = np.concatenate([_rows(self.target_embedding, tokens), *x], axis=1)
+            y, hidden = along(self.decoder, rows, cu_seqlens, state.hidden)
+        else:
+            table = self.target_embedding
+            y, hidden = along(self.decoder, tokens, cu_seqlens, state.hidden, table)
         if self.attention is not None and not before:
             context, weights = self.attention(y, memory, sources)
         if context is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,9 @@ from softgate import ops
 from softgate._core import RecurrentWeight, SequenceOffsets, Tensor
 from softgate._typing import Array, SameArray
 from softgate.nn.module import RECURRENT_NAMES, FloatArray, Module, Parameter
+
+# Floats that the product of a table and the weights may have that is kept instead of formed anew.
+_MOST_FOLDED = 1 << 22
 
 
 class _RecurrentParameter(Parameter):
@@ -108,6 +112,8 @@ class _Recurrent(Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self._packs: list[list[_RecurrentPack]] = []  # of each layer, one for each direction
+        # A table's value and the first layer's weights, then those weights times the table.
+        self._folded: tuple[tuple[Any, ...], tuple[RecurrentWeight, ...]] = ((), ())
 
         rows, output_size = gates * hidden_size, proj_size or hidden_size
         suffixes = ("", "_reverse") if bidirectional else ("",)
@@ -134,10 +140,18 @@ class _Recurrent(Module):
         states: Mapping[str, Any],
         lengths: Any,
         cu_seqlens: Any,
+        table: Parameter | None,
     ) -> tuple[Any, ...]:
         """Output and last states of all layers. states: the first ones of all layers, by name."""
         from_numpy = isinstance(x, np.ndarray)
-        given = self._placed("x", x, from_numpy)
+        weights = [
+            tuple(self._weight(pack, layer) for pack in packs)
+            for layer, packs in enumerate(self._packs)
+        ]
+        if table is None:
+            given = self._placed("x", x, from_numpy)
+        else:
+            given, weights[0] = self._looked_up(x, table, weights[0])
         single = given.ndim == 2 and cu_seqlens is None
         if not (cu_seqlens is None or isinstance(cu_seqlens, SequenceOffsets)):
             cu_seqlens = self._tensor("cu_seqlens", cu_seqlens)
@@ -148,15 +162,14 @@ class _Recurrent(Module):
             if state is not None
         }
         out, last = batch.pack(given), []
-        for layer, packs in enumerate(self._packs):
-            d = len(packs)
-            weights = tuple(self._weight(pack, layer) for pack in packs)
+        for layer, both in enumerate(weights):
+            d = len(both)
             is_last = layer == self.num_layers - 1
             columns = d * (self.proj_size or self.hidden_size)
             out, *ends = op(
                 out,
                 batch.cu_seqlens,
-                weights if d == 2 else weights[0],
+                both if d == 2 else both[0],
                 direction="bidirectional" if d == 2 else "forward",
                 **{name: state[d * layer : d * (layer + 1)] for name, state in first.items()},
                 out=batch.output(columns, out) if is_last else None,
@@ -167,6 +180,25 @@ class _Recurrent(Module):
         if not from_numpy:
             return results
         return tuple(tensor.to("cpu", "float32").numpy() for tensor in results)
+
+    def _looked_up(
+        self, ids: Any, table: Parameter, weights: tuple[RecurrentWeight, ...]
+    ) -> tuple[Tensor, tuple[RecurrentWeight, ...]]:
+        """What the first layer takes for rows of a table, and its weights for that: the ids, where
+        the table's product with the weights is formed once, or else the rows."""
+        rows = sum(pack.parameters["weight_ih"].shape[0] for pack in self._packs[0])
+        if self.device != "cpu" or table.shape[0] * rows > _MOST_FOLDED:
+            return ops.embedding([Tensor(ids)], [table.value]), weights
+        made_of = (table.value, *weights)
+        if not all(a is b for a, b in zip_longest(made_of, self._folded[0])):
+            columns = table.numpy().T.astype(np.float64)
+            products = (weight.unpack()["weight_ih"].numpy() @ columns for weight in weights)
+            folded = (
+                weight.with_inputs(product.astype(np.float32))
+                for weight, product in zip(weights, products, strict=True)
+            )
+            self._folded = made_of, tuple(folded)
+        return Tensor(np.asarray(ids, np.int32)), self._folded[1]
 
     def _tensor(self, name: str, array: Any) -> Tensor:
         try:
@@ -219,7 +251,7 @@ class _Sequences:
         self._kept: npt.NDArray[np.bool_] | None = None  # [batch, steps], of padded ones
         self._time_major = not layer.batch_first
         name = type(layer).__name__
-        if x.ndim == 2:
+        if x.ndim == 2 or (x.ndim == 1 and x.dtype == "int32"):  # rows or ids
             if lengths is not None:
                 raise ValueError(f"{name}: lengths are for a padded x of three dimensions")
             if cu_seqlens is None:
@@ -312,7 +344,9 @@ class RNN(_Recurrent):
       `lengths`, integers `[batch]` (absent: all steps); out is padded alike, with zeros;
     - packed, `[total_tokens, input_size]`, with `cu_seqlens`, int32 `[batch + 1]` or
       SequenceOffsets;
-    - one sequence, `[steps, input_size]`, whose states have no batch dimension.
+    - one sequence, `[steps, input_size]`, whose states have no batch dimension;
+    - ids of a `table`'s rows, integers `[total_tokens]`, with `cu_seqlens`. A small table's product
+      with the weights is formed once.
 
     out: x's form with `directions * hidden_size` columns, of two directions the forward half first.
     hx, h_n: `[num_layers * directions, batch, hidden_size]`, the directions of a layer next to each
@@ -357,9 +391,10 @@ class RNN(_Recurrent):
         *,
         lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
         cu_seqlens: ops.Offsets | None = None,
+        table: Parameter | None = None,
     ) -> tuple[SameArray, SameArray]:
         """(out, h_n); see the class."""
-        out, h_n = self._along(ops.rnn, x, {"h0": hx}, lengths, cu_seqlens)
+        out, h_n = self._along(ops.rnn, x, {"h0": hx}, lengths, cu_seqlens, table)
         return out, h_n
 
 
@@ -400,9 +435,10 @@ class GRU(_Recurrent):
         *,
         lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
         cu_seqlens: ops.Offsets | None = None,
+        table: Parameter | None = None,
     ) -> tuple[SameArray, SameArray]:
         """(out, h_n); see RNN."""
-        out, h_n = self._along(ops.gru, x, {"h0": hx}, lengths, cu_seqlens)
+        out, h_n = self._along(ops.gru, x, {"h0": hx}, lengths, cu_seqlens, table)
         return out, h_n
 
 
@@ -446,10 +482,11 @@ class LSTM(_Recurrent):
         *,
         lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
         cu_seqlens: ops.Offsets | None = None,
+        table: Parameter | None = None,
     ) -> tuple[SameArray, tuple[SameArray, SameArray]]:
         """(out, (h_n, c_n)); see the class."""
         if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
             raise TypeError(f"LSTM: hx is a {type(hx).__name__}, expected a pair (h0, c0)")
         h0, c0 = (None, None) if hx is None else hx
-        out, h_n, c_n = self._along(ops.lstm, x, {"h0": h0, "c0": c0}, lengths, cu_seqlens)
+        out, h_n, c_n = self._along(ops.lstm, x, {"h0": h0, "c0": c0}, lengths, cu_seqlens, table)
         return out, (h_n, c_n)
