@@ -16,7 +16,6 @@ void linear(const PanelLinearArgs& args);
 void linear_groups_amx(const PanelLinearArgs& args);
 void linear_rows_amx(const PanelLinearArgs& args);
 void linear_split(const PanelLinearArgs& args);
-void linear_rows_amx(const PanelLinearArgs& args);
 
 namespace {
 
