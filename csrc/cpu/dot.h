@@ -76,13 +76,14 @@ SG_INLINE QuantisedRow quantise_row(const float* x, std::int64_t n, RowPlace to,
   }
   const float highest = hmax(max(max(high[0], high[1]), max(high[2], high[3])));
   const float lowest = -hmax(sub(zero(), min(min(low[0], low[1]), min(low[2], low[3]))));
-  const float no_number = sum(add(add(zeros[0], zeros[1]), add(zeros[2], zeros[3])));
+  const float zero_or_nan = sum(add(add(zeros[0], zeros[1]), add(zeros[2], zeros[3])));
+  if (zero_or_nan != 0.0f)
+    return {.scale = zero_or_nan, .shift = 0, .start = 0};  // to any integers
   const float scale = highest / 255.0f - lowest / 255.0f;
   const float factor = scale > 1e-36f ? 1.0f / scale : 0.0f;
 
   constexpr bool kWide = sizeof(DotElement) > 1;
-  const float bottom_step = __builtin_rintf(lowest * factor);  // NaN for minus infinity
-  const auto bottom = bottom_step == bottom_step ? static_cast<std::int32_t>(bottom_step) : 0;
+  const auto bottom = static_cast<std::int32_t>(__builtin_rintf(lowest * factor));
   const std::int32_t shift = kWide ? 0 : bottom + 128;
   const vi top = set1_int(bottom + 255), away = set1_int(shift);
   vi totals[4];
@@ -98,7 +99,7 @@ SG_INLINE QuantisedRow quantise_row(const float* x, std::int64_t n, RowPlace to,
     store_integers(to.at(i), elements);
   }
   const vi all = add(add(totals[0], totals[1]), add(totals[2], totals[3]));
-  return {.scale = scale + no_number,
+  return {.scale = scale,
           .shift = shift,
           .start = -kDotOffset * static_cast<std::int32_t>(sum(to_float(all)))};
 }
