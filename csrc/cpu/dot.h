@@ -77,8 +77,11 @@ SG_INLINE QuantisedRow quantise_row(const float* x, std::int64_t n, RowPlace to,
   const float highest = hmax(max(max(high[0], high[1]), max(high[2], high[3])));
   const float lowest = -hmax(sub(zero(), min(min(low[0], low[1]), min(low[2], low[3]))));
   const float zero_or_nan = sum(add(add(zeros[0], zeros[1]), add(zeros[2], zeros[3])));
-  if (zero_or_nan != 0.0f)
-    return {.scale = zero_or_nan, .shift = 0, .start = 0};  // to any integers
+  if (zero_or_nan != 0.0f) {
+    for (std::int64_t i = 0; i < padded; i += kStep)
+      __builtin_memset(to.at(i), 0, kStep * sizeof(DotElement));
+    return {.scale = zero_or_nan, .shift = 0, .start = 0};
+  }
   const float scale = highest / 255.0f - lowest / 255.0f;
   const float factor = scale > 1e-36f ? 1.0f / scale : 0.0f;
 
