@@ -110,7 +110,7 @@ class G2p:
         self.output = ops.pack(weights["fc_w"])  # [phonemes, 256]
         self.output_bias = weights["fc_b"]
 
-    def __call__(self, words: Sequence[str], batch_size: int = 512) -> list[list[str]]:
+    def __call__(self, words: Sequence[str], batch_size: int = 2048) -> list[list[str]]:
         """The phonemes of each word; words of like length share a batch."""
         order = sorted(range(len(words)), key=lambda i: len(words[i]))
         result: list[list[str]] = [[] for _ in words]
@@ -133,11 +133,15 @@ class G2p:
         said = np.full((len(h), LONGEST), END)
         words = np.arange(len(h))
         phonemes = np.full(len(h), START)
+        ended = np.zeros(len(h), np.bool_)
         for place in range(LONGEST):
             h, phonemes = self.step(phonemes, h)
-            going_on = phonemes != END
-            words, phonemes, h = words[going_on], phonemes[going_on], h[going_on]
-            said[words, place] = phonemes
+            ended |= phonemes == END
+            said[words, place] = np.where(ended, END, phonemes)
+            if ended.mean() > 0.1:  # what goes on is copied, which takes as long as some steps
+                going_on = np.flatnonzero(~ended)
+                words, phonemes, h = words[going_on], phonemes[going_on], h[going_on]
+                ended = ended[going_on]
             if len(words) == 0:
                 break
         return said
