@@ -150,7 +150,7 @@ class G2p:
         """From `[words]` phonemes and `[words, 256]` states to the next ones."""
         h = ops.gru_cell(phonemes.astype(np.int32), self.decoder, h)
         logits = ops.linear(h, self.output, self.output_bias)  # [words, phonemes]
-        return h, logits.argmax(axis=1)
+        return h, ops.sample(logits, np.zeros(len(h), np.float32), temperature=0)
 
 
 class NumpyG2p:
