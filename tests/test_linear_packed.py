@@ -100,7 +100,7 @@ def test_a_row_does_not_depend_on_the_others(rows, packed, gated):
 @pytest.mark.skipif("amx" not in softgate.isas(), reason="this CPU has no AMX")
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("packed", INTEGERS)
-@pytest.mark.parametrize("rows", [8, 16, 17, 31, 33, 70, 300])
+@pytest.mark.parametrize("rows", [8, 12, 16, 17, 31, 33, 70, 300])
 def test_amx_gives_the_bits_of_avx512(rows, packed, gated):
     case = PackedLinearCase(rows, 2144, 310, "gelu", True, True, packed=packed, gated=gated)
     results = []

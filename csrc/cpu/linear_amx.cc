@@ -25,6 +25,7 @@ constexpr int kRowWords = kParts * kTileWords;    // of a chunk of one tile of r
 constexpr std::int64_t kSliceChunks = 4;          // so that a split panel stays in L1
 constexpr std::int64_t kFewRowsSliceChunks = 64;  // of a panel that is used only once
 constexpr std::int64_t kMinTileRows = 8;          // of integers: below, vectors are as fast
+constexpr std::int64_t kMinGroupRows = 12;        // the same, where groups have scales
 constexpr std::int64_t kBlockRows = 256;
 constexpr std::int64_t kGroupPanels = 16;
 constexpr std::int64_t kRowsAhead = 4;
@@ -416,8 +417,9 @@ bool splits_row(const std::uint16_t* words, std::int64_t columns, bool is_bfloat
 }  // namespace
 
 void linear_amx(const PanelLinearArgs& args) {
-  if (args.format.is_integer() && args.linear.rows >= kMinTileRows)
-    return args.format.grouped ? linear_groups_amx(args) : linear_rows_amx(args);
+  const bool grouped = args.format.grouped;
+  if (args.format.is_integer() && args.linear.rows >= (grouped ? kMinGroupRows : kMinTileRows))
+    return grouped ? linear_groups_amx(args) : linear_rows_amx(args);
   if (args.linear.rows < kMinSplitRows || !args.splits) return linear(args);
   switch (args.format.type) {
     case WeightType::float32: return SplitTask<SplitFloat32>(args, num_threads()).run_all();

@@ -45,5 +45,16 @@ struct NibbleGroups : ByteGroups<true> {
   }
 };
 
+// Calls f with the groups of a format.
+template <class F>
+void with_groups(const PanelFormat& format, const F& f) {
+  if (format.type == WeightType::int4)
+    f(NibbleGroups{});
+  else if (format.minimums)
+    f(ByteGroups<true>{});
+  else
+    f(ByteGroups<false>{});
+}
+
 }  // namespace
 }  // namespace softgate::cpu::SOFTGATE_ISA

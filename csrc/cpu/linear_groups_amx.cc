@@ -165,12 +165,8 @@ class TileGroupProduct {
 void linear_groups_amx(const PanelLinearArgs& args) {
   QuantisedRows x(args.format, args.linear.rows, args.linear.in_features, kTileHeight);
   x.fill(args.linear, args.workspace);
-  if (args.format.type == WeightType::int4)
-    run_linear(args, TileGroupProduct<NibbleGroups>(x));
-  else if (args.format.minimums)
-    run_linear(args, TileGroupProduct<ByteGroups<true>>(x));
-  else
-    run_linear(args, TileGroupProduct<ByteGroups<false>>(x));
+  with_groups(args.format,
+              [&]<class Groups>(Groups) { run_linear(args, TileGroupProduct<Groups>(x)); });
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

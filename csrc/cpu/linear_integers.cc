@@ -223,14 +223,9 @@ void linear_integers(const PanelLinearArgs& args) {
   const LinearArgs<float>& linear = args.linear;
   QuantisedRows x(args.format, linear.rows, linear.in_features);
   x.fill(linear, args.workspace);
-  if (!args.format.grouped)
-    run_linear(args, RowProduct(x));
-  else if (args.format.type == WeightType::int4)
-    run_linear(args, GroupProduct<NibbleGroups>(x));
-  else if (args.format.minimums)
-    run_linear(args, GroupProduct<ByteGroups<true>>(x));
-  else
-    run_linear(args, GroupProduct<ByteGroups<false>>(x));
+  if (!args.format.grouped) return run_linear(args, RowProduct(x));
+  with_groups(args.format,
+              [&]<class Groups>(Groups) { run_linear(args, GroupProduct<Groups>(x)); });
 }
 
 }  // namespace softgate::cpu::SOFTGATE_ISA

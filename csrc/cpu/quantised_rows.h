@@ -93,7 +93,7 @@ struct RowHead {
     }
   }
 
-  // Sums of integers, of which a row's all want `shift` more.
+  // sums: of products with a row's integers, which want `shift` more each.
   [[gnu::always_inline]] void finish(const vi (&sums)[2], std::int32_t shift, float scale,
                                      float* to) const {
 #pragma GCC unroll 2
