@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 
-from bench import breakdown, exports, gpu_report, memory, report, startup
+from bench import accuracy, breakdown, exports, gpu_report, memory, report, startup
 from bench.bench_bert import Bert
 from bench.case import KERNELS, MODELS, RECURRENT, Case, select
 from bench.limits import ROOT, Limits, probe
-from bench.peers import ENGINES, missing_packages, version, workers
+from bench.peers import ENGINES, missing_packages, thread_settings, version, workers
 from bench.runner import CaseResult, run_case
 from bench.timing import Effort
 
@@ -141,6 +141,19 @@ def peak_memory(pattern: str, quick: bool, threads: int) -> None:
         for engine in available(case.engines):
             peak = memory.peak_bytes(engine, bench, case.name, threads)
             click.echo(f"  {ENGINES[engine].label:<14}{peak / 2**20:.0f} MiB")
+
+
+@main.command("accuracy")
+@common_options
+def compare_accuracy(quick: bool, threads: int) -> None:
+    """Cosines of MiniLM's vectors of real sentences in 8 bits to those in float32."""
+    del quick  # nothing is timed
+    exports.ensure("minilm")
+    os.environ.update(thread_settings(threads))
+    case = accuracy.case()
+    click.echo(f"{case.name}: cosine to float32")
+    for engine in available(case.engines):
+        click.echo(accuracy.line(ENGINES[engine].label, accuracy.cosines(case, engine)))
 
 
 @main.command("breakdown")

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import __main__ as command_line
-from bench import breakdown, case, limits, peers, report, runner, startup, timing
+from bench import accuracy, breakdown, case, limits, peers, report, runner, startup, timing
 from bench.bench_bert import Bert
 from bench.bench_recurrent import Kind, Recurrent
 from bench.bench_softmax import Softmax
@@ -328,6 +328,11 @@ def test_breakdown_names_every_call_of_a_layer() -> None:
     products = sum(step.work.flops for step in steps if step.work.traffic == "read")
     scores = sum(step.work.flops for step in steps if step.name == "attention")
     assert 6 * (products + scores) == one.work.flops
+
+
+def test_accuracy_is_a_mean_and_a_lowest_cosine() -> None:
+    found = accuracy.line("a", np.array([1.0, 0.5]))
+    assert found.split() == ["a", "mean", "0.75000,", "lowest", "0.50000"]
 
 
 def test_startups_must_agree() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 
 import hugging_face_bert as oracle
 import numpy as np
 import pytest
 import softgate
+from sentences import SENTENCES
 from softgate import nn
 from softgate.checkpoint import open_checkpoint
 from softgate.models.bert import Bert
@@ -165,38 +165,19 @@ def test_weights_that_integers_cannot_hold_are_refused(value):
 
 # Real weights
 
-WHO = [
-    "A heddle", "The old weaver from the valley", "Nobody in the committee", "My neighbour's dog",
-    "The treaty of 1648", "A quantum computer with a thousand qubits", "She", "Photosynthesis",
-    "The new bakery on Mill Street", "An unexpected error in the third chapter",
-]  # fmt: skip
-DOES = [
-    "lifts the warp", "was signed after thirty years of war", "sleeps all day",
-    "converts light into chemical energy that plants store as sugar",
-    "sells bread, cakes and coffee from six in the morning", "could not be explained",
-    "surprised everybody", "needs temperatures close to absolute zero",
-    "moved to Portugal in the spring, looking for quieter work", "is hard to translate",
-]  # fmt: skip
-ENDS = [".", ", as the newspapers of that week reported in some detail."]
-
-
-def sentences():
-    return [f"{who} {does}{end}" for who, does, end in itertools.product(WHO, DOES, ENDS)]
-
 
 def test_minilm_in_integers_is_near_float32(minilm):  # noqa: F811
-    texts = sentences()
-    assert len(set(texts)) == 200
-    expected = softgate.load(minilm).encode(texts)
+    assert len(set(SENTENCES)) == 200
+    expected = softgate.load(minilm).encode(SENTENCES)
     model = softgate.load(minilm, dtype="int8")
-    cosine = (expected * model.encode(texts)).sum(axis=1)
+    cosine = (expected * model.encode(SENTENCES)).sum(axis=1)
     assert cosine.mean() >= 0.999
     assert cosine.min() >= 0.99
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_minilm_in_sixteen_bits_is_nearer(minilm, dtype):  # noqa: F811
-    texts = sentences()[::10]
+    texts = SENTENCES[::10]
     expected = softgate.load(minilm).encode(texts)
     cosine = (expected * softgate.load(minilm, dtype=dtype).encode(texts)).sum(axis=1)
     assert cosine.min() >= 0.9999
