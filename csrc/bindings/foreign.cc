@@ -32,8 +32,7 @@ Tensor view(const Argument& argument, Foreign&& foreign) {
     if (foreign.shape[i] == 1) continue;
     const bool fits = i == last ? foreign.strides[i] == 1 : foreign.strides[i] >= 0;
     if (!fits) {
-      check(false, argument, " has shape ", to_string(foreign.shape), " and strides ",
-            to_string(foreign.strides),
+      check(false, argument, " has shape ", foreign.shape, " and strides ", foreign.strides,
             i == last ? ", expected a contiguous last dimension (stride 1)"
                       : ", expected no negative stride");
     }

@@ -202,7 +202,7 @@ std::int64_t length(const Tensor& tensor) {
 
 std::string repr(const Tensor& tensor) {
   return concat("Tensor(shape=", py::repr(to_tuple(tensor.shape())).cast<std::string>(),
-                ", dtype=", name(tensor.dtype()), ", device=", name(tensor.device()), ")");
+                ", dtype=", name(tensor.dtype()), ", device=", tensor.device(), ")");
 }
 
 }  // namespace
@@ -252,7 +252,7 @@ std::optional<Tensor> to_optional_tensor(const Argument& argument, py::handle ob
 }
 
 py::object to_numpy(const Tensor& tensor) {
-  check(tensor.device().kind == DeviceKind::cpu, "Tensor: is on ", name(tensor.device()),
+  check(tensor.device().kind == DeviceKind::cpu, "Tensor: is on ", tensor.device(),
         ", NumPy needs to(\"cpu\")");
   const py::dtype dtype = to_numpy_dtype(tensor.dtype());
   std::array<Py_ssize_t, kMaxDims> shape{}, strides{};

@@ -53,8 +53,8 @@ const Backend& backend(Device device) {
     loaded.device_count = found.device_count();
     loaded.backend = &found;
   }
-  check(device.index < loaded.device_count, "device ", name(device), ": there are ",
-        loaded.device_count, " ", name(device.kind), " devices");
+  check(device.index < loaded.device_count, "device ", device, ": there are ", loaded.device_count,
+        " ", name(device.kind), " devices");
   return *loaded.backend;
 }
 

@@ -125,8 +125,8 @@ Tensor copy_to(const Tensor& tensor, Device device, DType dtype) {
 }
 
 void copy_into(const Tensor& from, const Tensor& to) {
-  check(from.shape() == to.shape(), "copy_: the source has shape ", to_string(from.shape()),
-        ", expected ", to_string(to.shape()));
+  check(from.shape() == to.shape(), "copy_: the source has shape ", from.shape(), ", expected ",
+        to.shape());
   check(to.writable(), "copy_: the tensor is read-only");
   check(!overlap(from, to), "copy_: the source shares memory with the tensor");
   if (from.dtype() == to.dtype() && is_one_move(from.device(), to.device())) return move(from, to);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ostream>
 #include <string>
 
 namespace softgate {
@@ -30,5 +31,8 @@ inline std::string name(Device device) {
   const std::string kind = name(device.kind);
   return device.index == 0 ? kind : kind + ":" + std::to_string(device.index);
 }
+
+// Messages are written only when they are needed.
+inline std::ostream& operator<<(std::ostream& out, Device device) { return out << name(device); }
 
 }  // namespace softgate

@@ -58,10 +58,10 @@ void infer_size(Dims& shape, std::int64_t numel) {
   std::int64_t known = 1;
   for (int i = 0; i < shape.size(); ++i) {
     if (shape[i] == -1) {
-      check(unknown < 0, "reshape: ", to_string(shape), " has -1 twice");
+      check(unknown < 0, "reshape: ", shape, " has -1 twice");
       unknown = i;
     } else {
-      check(shape[i] >= 0, "reshape: ", to_string(shape), " has a negative size");
+      check(shape[i] >= 0, "reshape: ", shape, " has a negative size");
       known = checked_multiply(known, shape[i]);
     }
   }
@@ -96,8 +96,8 @@ Dims reshaped_strides(const Tensor& tensor, const Dims& shape) {
     }
     strides[i] = run_strides[run] * taken;
     taken *= shape[i];
-    check(run_sizes[run] % taken == 0, "reshape: a tensor of shape ", to_string(tensor.shape()),
-          " and strides ", to_string(tensor.strides()), " is no view of shape ", to_string(shape));
+    check(run_sizes[run] % taken == 0, "reshape: a tensor of shape ", tensor.shape(),
+          " and strides ", tensor.strides(), " is no view of shape ", shape);
   }
   return strides;
 }
@@ -117,13 +117,10 @@ bool operator==(const Dims& a, const Dims& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end());
 }
 
-std::string to_string(const Dims& dims) {
-  std::string text = "[";
-  for (int i = 0; i < dims.size(); ++i) {
-    if (i > 0) text += ", ";
-    text += std::to_string(dims[i]);
-  }
-  return text + "]";
+std::ostream& operator<<(std::ostream& out, const Dims& dims) {
+  out << '[';
+  for (int i = 0; i < dims.size(); ++i) out << (i > 0 ? ", " : "") << dims[i];
+  return out << ']';
 }
 
 std::shared_ptr<Storage> Storage::allocate(std::size_t bytes, Device device) {
@@ -147,10 +144,10 @@ std::shared_ptr<Storage> Storage::allocate(std::size_t bytes, Device device) {
 std::size_t checked_bytes(const Dims& shape, std::size_t element) {
   auto bytes = static_cast<std::int64_t>(element);
   for (const std::int64_t size : shape) {
-    check(size >= 0, "shape ", to_string(shape), " has a negative size");
+    check(size >= 0, "shape ", shape, " has a negative size");
     // Skipping zeros keeps the strides of an empty tensor from overflowing too.
     if (size > 0 && __builtin_mul_overflow(bytes, size, &bytes)) {
-      check(false, "shape ", to_string(shape), " has more bytes than can be addressed");
+      check(false, "shape ", shape, " has more bytes than can be addressed");
     }
   }
   return is_empty(shape) ? 0 : static_cast<std::size_t>(bytes);
@@ -174,11 +171,10 @@ Tensor::Tensor(std::shared_ptr<Storage> storage, void* data, DType dtype, Dims s
   checked_bytes(shape, size_of(dtype));
   strides_ = normalized_strides(shape, strides);
   if (std::any_of(strides_.begin(), strides_.end(), [](std::int64_t s) { return s < 0; })) {
-    check(false, "strides ", to_string(strides), " are negative");
+    check(false, "strides ", strides, " are negative");
   }
   if (dim() > 0 && stride(-1) != 1) {
-    check(false, "shape ", to_string(shape), " with strides ", to_string(strides),
-          " has no contiguous last dimension");
+    check(false, "shape ", shape, " with strides ", strides, " has no contiguous last dimension");
   }
   const std::size_t bytes = span(*this);
   const std::uintptr_t offset = address(data_) - address(storage_->data);
@@ -229,7 +225,7 @@ Tensor Tensor::reshape(Dims shape) const {
   infer_size(shape, numel());
   if (std::find(shape.begin(), shape.end(), -1) != shape.end() ||
       checked_bytes(shape, size_of(dtype_)) != bytes()) {
-    check(false, "reshape: shape ", to_string(shape_), " does not fit ", to_string(shape));
+    check(false, "reshape: shape ", shape_, " does not fit ", shape);
   }
   return {storage_, data_, dtype_, shape, reshaped_strides(*this, shape), device_};
 }

@@ -34,7 +34,7 @@ class Dims {
   int size_ = 0;
 };
 
-std::string to_string(const Dims& dims);  // "[2, 3]"
+std::ostream& operator<<(std::ostream& out, const Dims& dims);  // "[2, 3]"
 
 // The memory behind one or more tensors: ours, or borrowed from an owner that `keep_alive` holds.
 struct Storage {

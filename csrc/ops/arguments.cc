@@ -41,8 +41,8 @@ bool elements_are_distinct(const Tensor& tensor) {
 }  // namespace
 
 void check_device(const char* op, const char* argument, const Tensor& tensor, Device device) {
-  check(tensor.device() == device, op, ": ", argument, " is on ", name(tensor.device()),
-        ", expected ", name(device));
+  check(tensor.device() == device, op, ": ", argument, " is on ", tensor.device(), ", expected ",
+        device);
 }
 
 DType check_float(const char* op, const char* argument, const Tensor& tensor) {
@@ -60,8 +60,7 @@ void check_tensor(const char* op, const char* argument, const Tensor& tensor, DT
   check_type(tensor.dtype() == dtype, op, ": ", argument, " has dtype ", name(tensor.dtype()),
              ", expected ", name(dtype));
   if (!matches(tensor.shape(), shape)) {
-    check(false, op, ": ", argument, " has shape ", to_string(tensor.shape()), ", expected ",
-          describe(shape));
+    check(false, op, ": ", argument, " has shape ", tensor.shape(), ", expected ", describe(shape));
   }
 }
 
@@ -129,9 +128,8 @@ Rows as_rows(const char* op, const char* argument, const Tensor& tensor) {
       rows.stride = tensor.stride(i);
       first = false;
     } else if (size > 1 && tensor.numel() > 0 && tensor.stride(i) != rows.rows * rows.stride) {
-      check(false, op, ": the leading dimensions of ", argument, ", shape ",
-            to_string(tensor.shape()), " and strides ", to_string(tensor.strides()),
-            ", are not evenly spaced rows");
+      check(false, op, ": the leading dimensions of ", argument, ", shape ", tensor.shape(),
+            " and strides ", tensor.strides(), ", are not evenly spaced rows");
     }
     rows.rows *= size;
   }

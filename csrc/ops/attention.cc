@@ -32,8 +32,8 @@ void check_mask(const Tensor& mask, std::int64_t batch, std::int64_t num_heads, 
   check(mask.dim() == 4 && (mask.size(0) == batch || mask.size(0) == 1) &&
             (mask.size(1) == num_heads || mask.size(1) == 1) && mask.size(2) >= max_q &&
             mask.size(3) >= max_k,
-        "attention: mask has shape ", to_string(mask.shape()), ", expected [", batch, " or 1, ",
-        num_heads, " or 1, at least ", max_q, ", at least ", max_k, "]");
+        "attention: mask has shape ", mask.shape(), ", expected [", batch, " or 1, ", num_heads,
+        " or 1, at least ", max_q, ", at least ", max_k, "]");
 }
 
 }  // namespace

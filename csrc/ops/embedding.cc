@@ -51,8 +51,7 @@ Tensor embedding(const std::vector<Tensor>& ids, const std::vector<Tensor>& tabl
   const DType dtype = check_float(kOp, "tables[0]", tables[0]);
   const Device device = tables[0].device();
   check_tensor(kOp, "tables[0]", tables[0], dtype, {-1, -1}, device);
-  check(ids[0].dim() == 1, kOp, ": ids[0] has shape ", to_string(ids[0].shape()),
-        ", expected [tokens]");
+  check(ids[0].dim() == 1, kOp, ": ids[0] has shape ", ids[0].shape(), ", expected [tokens]");
   const std::int64_t tokens = ids[0].size(0), hidden = tables[0].size(1);
   for (std::size_t t = 0; t < tables.size(); ++t) {
     check_tensor(kOp, indexed("tables", t).c_str(), tables[t], dtype, {-1, hidden}, device);

@@ -81,14 +81,13 @@ Tensor linear(const Tensor& x, const PackedWeight& weight, const std::optional<T
   const DType dtype = check_float("linear", "x", x);
   const Device device = x.device();
   const bool on_cpu = device.kind == DeviceKind::cpu;
-  check(weight.device() == device, "linear: weight is on ", name(weight.device()), ", expected ",
-        name(device));
+  check(weight.device() == device, "linear: weight is on ", weight.device(), ", expected ", device);
   weight.check_isa("linear");
   const bool is_integer = weight.format().is_integer();
   check_type(on_cpu || is_integer || std::string(name(weight.type())) == name(dtype),
              "linear: weight has dtype ", name(weight.type()), ", expected int8, int4 or ",
              name(dtype));
-  check(x.dim() >= 1 && x.size(-1) == weight.in_features(), "linear: x is ", to_string(x.shape()),
+  check(x.dim() >= 1 && x.size(-1) == weight.in_features(), "linear: x is ", x.shape(),
         ", expected the weight's ", weight.in_features(), " input features in the last dimension");
   const Dims shape = with_last(x.shape(), weight.out_features() / (weight.format().gated ? 2 : 1));
   if (bias) check_tensor("linear", "bias", *bias, dtype, {weight.out_features()}, device);

@@ -85,7 +85,7 @@ PackedWeight::PackedWeight(const Tensor& weight, const std::optional<std::string
   check_tensor(op, "weight", weight, given, {-1, -1}, device);
   out_features_ = weight.size(0);
   in_features_ = weight.size(1);
-  check(out_features_ > 0 && in_features_ > 0, op, ": weight is ", to_string(weight.shape()),
+  check(out_features_ > 0 && in_features_ > 0, op, ": weight is ", weight.shape(),
         ", expected at least one row and one column");
   check(!gated || out_features_ % 2 == 0, op, ": weight has ", out_features_,
         " rows, expected an even number where gated");
@@ -97,8 +97,8 @@ PackedWeight::PackedWeight(const Tensor& weight, const std::optional<std::string
     return;
   }
   if (device.kind != DeviceKind::cpu) {
-    check(format_.type == type_of(given), op, ": dtype is '", name(format_.type), "' on ",
-          name(device), ", expected 'int8', 'int4' or that of the weight, ", name(given));
+    check(format_.type == type_of(given), op, ": dtype is '", name(format_.type), "' on ", device,
+          ", expected 'int8', 'int4' or that of the weight, ", name(given));
     packed_ = copy_to(weight, device, given);
     return;
   }
@@ -118,7 +118,7 @@ PackedWeight::PackedWeight(const Tensor& given, const Tensor& scales,
   const Tensor values = device.kind == DeviceKind::cpu ? given : copy_to(given, {}, DType::int8);
   out_features_ = values.size(0);
   in_features_ = values.size(1);
-  check(out_features_ > 0 && in_features_ > 0, op, ": values is ", to_string(values.shape()),
+  check(out_features_ > 0 && in_features_ > 0, op, ": values is ", values.shape(),
         ", expected at least one row and one column");
   check(!gated || out_features_ % 2 == 0, op, ": values has ", out_features_,
         " rows, expected an even number where gated");

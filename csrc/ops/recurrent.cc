@@ -48,8 +48,8 @@ Directions parse_direction(const char* op, const std::string& text) {
 
 void check_weight(const char* op, const char* argument, const std::string& layer,
                   const RecurrentWeight& weight, Device device) {
-  check(weight.device() == device, op, ": ", argument, " is on ", name(weight.device()),
-        ", expected ", name(device));
+  check(weight.device() == device, op, ": ", argument, " is on ", weight.device(), ", expected ",
+        device);
   check(device.kind != DeviceKind::cpu || cpu::reads_packed(weight.isa()), op, ": ", argument,
         " was packed for ", weight.isa(), ", the ISA in use is ", cpu::isa());
   check(fits(layer, weight.kind()), op, ": ", argument, " is of kind ", name(weight.kind()),
@@ -64,7 +64,7 @@ void check_pair(const char* op, const RecurrentWeight& forward, const RecurrentW
         ": weights is a pair of kinds ", name(forward.kind()), " and ", name(reverse.kind()),
         " in ", name(forward.dtype()), " and ", name(reverse.dtype()), ", expected equal ones");
   const auto sizes = [](const RecurrentWeight& weight) {
-    return to_string({weight.input_size(), weight.hidden_size(), weight.output_size()});
+    return Dims{weight.input_size(), weight.hidden_size(), weight.output_size()};
   };
   check(sizes(forward) == sizes(reverse), op,
         ": weights is a pair of input, hidden and output sizes ", sizes(forward), " and ",
@@ -92,8 +92,8 @@ void check_input(const char* op, const Tensor& x, const RecurrentWeight& weight)
   if (are_ids(x)) return check_ids(op, x, weight.input_size());
   const DType dtype = element_type(weight);
   check_type(x.dtype() == dtype, op, ": x has dtype ", name(x.dtype()), ", expected ", name(dtype));
-  check(x.dim() == 2 && x.size(1) == weight.input_size(), op, ": x has shape ",
-        to_string(x.shape()), ", expected [any, ", weight.input_size(), "]");
+  check(x.dim() == 2 && x.size(1) == weight.input_size(), op, ": x has shape ", x.shape(),
+        ", expected [any, ", weight.input_size(), "]");
 }
 
 // A state's shape is checked; strides between directions and rows are free.

@@ -75,7 +75,7 @@ RecurrentWeight::RecurrentWeight(const std::string& kind, const Tensor& weight_i
   check_tensor(op, "weight_ih", weight_ih, given, {-1, -1}, device);
   const std::int64_t rows = weight_ih.size(0);
   check(rows > 0 && rows % gates == 0 && weight_ih.size(1) > 0, op, ": weight_ih has shape ",
-        to_string(weight_ih.shape()), ", expected ", gates, " * hidden_size rows for kind '", kind,
+        weight_ih.shape(), ", expected ", gates, " * hidden_size rows for kind '", kind,
         "' and at least one column");
   input_size_ = weight_ih.size(1);
   hidden_size_ = output_size_ = rows / gates;
@@ -93,8 +93,8 @@ RecurrentWeight::RecurrentWeight(const std::string& kind, const Tensor& weight_i
   if (bias_hh) bias_hh_given_ = copy_to(*bias_hh, device, given);
   if (weight_hr) weight_hr_.emplace(*weight_hr);
   if (device.kind != DeviceKind::cpu) {
-    check(dtype_ == DType::float32 || dtype_ == given, op, ": dtype is '", dtype, "' on ",
-          name(device), ", expected that of the weights, ", name(given));
+    check(dtype_ == DType::float32 || dtype_ == given, op, ": dtype is '", dtype, "' on ", device,
+          ", expected that of the weights, ", name(given));
     dtype_ = given;
     pack_rows(weight_ih, weight_hh);
     return;
@@ -147,7 +147,7 @@ void RecurrentWeight::for_each_panel(const Body& body) const {
 
 RecurrentWeight RecurrentWeight::with_inputs(const Tensor& weight_ih) const {
   const char* op = "with_inputs";
-  check(device().kind == DeviceKind::cpu, op, ": weight is on ", name(device()), ", expected cpu");
+  check(device().kind == DeviceKind::cpu, op, ": weight is on ", device(), ", expected cpu");
   check(cpu::reads_packed(isa_), op, ": weight was packed for ", isa_, ", the ISA in use is ",
         cpu::isa());
   check_tensor(op, "weight_ih", weight_ih, DType::float32, {gates_of(kind_) * hidden_size_, -1});
