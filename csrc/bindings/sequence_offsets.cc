@@ -46,7 +46,7 @@ void register_sequence_offsets(py::module_& m) {
       .def_property_readonly("total", &SequenceOffsets::total)
       .def_property_readonly("longest", &SequenceOffsets::longest)
       .def("numpy", [](const SequenceOffsets& offsets) { return to_numpy(offsets.on_host()); })
-      .def("__repr__", &repr);
+      .def("__repr__", py::overload_cast<const SequenceOffsets&>(&repr));
 }
 
 }  // namespace softgate::bindings

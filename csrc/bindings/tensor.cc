@@ -315,7 +315,7 @@ void register_tensor(py::module_& m) {
       .def_property_readonly("__cuda_array_interface__", &cuda_array_interface)
       .def("__len__", &length)
       .def("__getitem__", &get_item)
-      .def("__repr__", &repr);
+      .def("__repr__", py::overload_cast<const Tensor&>(&repr));
 }
 
 }  // namespace softgate::bindings
