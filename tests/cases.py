@@ -1223,25 +1223,31 @@ TOKEN_LOGPROBS = [
 
 
 @dataclass(frozen=True)
-class TopLogprobsCase(Case):
-    rows: int
+class TopContinuationsCase(Case):
+    prompts: int
+    beams: int
     vocab: int
     count: int
     banned: tuple[int, ...] = ()  # how many ids of each row
     layout: str = "contiguous"
-    steps: int = 0  # that many different logits only, so that many are equal
+    steps: int = 0  # that many different logits and scores only, so that many sums are equal
     minus_inf: bool = False
     size: float = 1.0
 
     def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
         random = self.random()
-        logits = random.standard_normal((self.rows, self.vocab)) * self.size
+        rows = self.prompts * self.beams
+        logits = random.standard_normal((rows, self.vocab)) * self.size
+        scores = -random.exponential(2.0, (self.prompts, self.beams))
         if self.steps:
-            logits = random.integers(0, self.steps, logits.shape).astype(np.float64)
+            # Every row has the same logits in another order, so that equals are of several rows.
+            logits[:] = random.integers(0, self.steps, self.vocab)
+            logits, scores[:] = random.permuted(logits, axis=1), -1.0
         if self.minus_inf:
             logits[random.random(logits.shape) < 0.7] = -np.inf
             logits[:, 0] = 0.5
-        counts = self.banned or (0,) * self.rows
+            scores[random.random(scores.shape) < 0.4] = -np.inf
+        counts = self.banned or (0,) * rows
         parts = [random.permutation(self.vocab)[:n] for n in counts]
         likely = [np.argsort(-row)[: n // 2] for row, n in zip(logits, counts, strict=True)]
         parts = [
@@ -1250,25 +1256,23 @@ class TopLogprobsCase(Case):
         ]
         return {
             "logits": place(logits.astype(dtype), self.layout),
+            "scores": place(scores.astype(dtype), self.layout),
             "count": self.count,
             "banned": np.concatenate([np.empty(0), *parts]).astype(np.int32),
             "cu_banned": offsets(tuple(counts)),
         }
 
 
-TOP_LOGPROBS = [
-    *(TopLogprobsCase(3, n, min(n, 8)) for n in (*LENGTHS, 127, 128, 129, 300)),
-    *(TopLogprobsCase(2, 300, count) for count in (1, 2, 17, 299, 300)),
-    *(TopLogprobsCase(rows, 40, 4) for rows in (0, 1, 100)),
-    TopLogprobsCase(3, 50257, 12),
-    *(TopLogprobsCase(4, 500, 10, steps=steps) for steps in (1, 2, 30)),
-    *(
-        TopLogprobsCase(5, 400, 9, banned, steps=s)
-        for s in (0, 5)
-        for banned in ((3, 0, 9, 40, 1),)
-    ),
-    TopLogprobsCase(2, 9, 9, (9, 5)),
-    TopLogprobsCase(6, 200, 90, minus_inf=True),
-    *(TopLogprobsCase(3, 70, 5, layout=layout) for layout in LAYOUTS),
-    *(TopLogprobsCase(3, 70, 5, size=size) for size in (100.0, 1e4, HUGE, TINY)),
+TOP_CONTINUATIONS = [
+    *(TopContinuationsCase(3, 4, n, 8) for n in (*LENGTHS, 127, 128, 129, 300)),
+    *(TopContinuationsCase(2, 3, 100, count) for count in (1, 2, 17, 299, 300, 333)),
+    *(TopContinuationsCase(prompts, 4, 40, 8) for prompts in (0, 1, 100)),
+    *(TopContinuationsCase(3, beams, 70, 5) for beams in (1, 2, 9)),
+    TopContinuationsCase(2, 2, 50257, 12),
+    *(TopContinuationsCase(4, 3, 500, 10, steps=steps) for steps in (1, 2, 30)),
+    *(TopContinuationsCase(3, 2, 400, 9, (3, 0, 9, 40, 1, 7), steps=s) for s in (0, 5)),
+    TopContinuationsCase(1, 2, 9, 9, (9, 5)),
+    TopContinuationsCase(6, 2, 200, 90, minus_inf=True),
+    *(TopContinuationsCase(3, 2, 70, 5, layout=layout) for layout in LAYOUTS),
+    *(TopContinuationsCase(3, 2, 70, 5, size=size) for size in (100.0, 1e4, HUGE, TINY)),
 ]

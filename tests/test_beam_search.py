@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from language import Model, random_logits
 from softgate.generation import BeamSearch, Hypothesis
-from softgate.generation.beam import largest, search
+from softgate.generation.beam import search
 from softgate.generation.beam_cache import BeamRows
 from softgate.models.gpt import Gpt
 from softgate.models.recurrent_lm import RecurrentCache
@@ -188,15 +188,6 @@ def test_any_beams_go_on_from_any(parents: tuple[int, ...]) -> None:
 
 
 # Parts
-
-
-@pytest.mark.parametrize("count", [1, 3, 8, 12, 20])
-def test_largest(count: int) -> None:
-    values = np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
-    values[3, 2:9] = -np.inf
-    found, places = largest(values, count)
-    np.testing.assert_array_equal(found, -np.sort(-values, axis=1)[:, :count])
-    np.testing.assert_array_equal(np.take_along_axis(values, places, axis=1), found)
 
 
 def test_everything_may_be_forbidden() -> None:

@@ -304,15 +304,17 @@ py::object token_logprobs(py::handle logits, py::handle ids) {
   return to_result(std::move(result), logits, py::none());
 }
 
-py::tuple top_logprobs(py::handle logits, std::int64_t count, py::handle banned,
-                       py::handle cu_banned) {
-  const char* op = "top_logprobs";
+py::tuple top_continuations(py::handle logits, py::handle scores, std::int64_t count,
+                            py::handle banned, py::handle cu_banned) {
+  const char* op = "top_continuations";
   const Tensor logits_ = to_tensor({op, "logits"}, logits);
+  const Tensor scores_ = to_tensor({op, "scores"}, scores);
   const Tensor banned_ = to_tensor({op, "banned", "int32"}, banned);
   const Tensor cu_banned_ = to_tensor({op, "cu_banned", "int32"}, cu_banned);
-  TopLogprobs result =
-      without_gil([&] { return softgate::top_logprobs(logits_, count, banned_, cu_banned_); });
-  return py::make_tuple(to_result(std::move(result.logprobs), logits, py::none()),
+  Continuations result = without_gil(
+      [&] { return softgate::top_continuations(logits_, scores_, count, banned_, cu_banned_); });
+  return py::make_tuple(to_result(std::move(result.sums), logits, py::none()),
+                        to_result(std::move(result.rows), logits, py::none()),
                         to_result(std::move(result.ids), logits, py::none()));
 }
 
@@ -475,8 +477,8 @@ void register_ops(py::module_& m) {
         arg("cu_seqlens"), arg("sources"), arg("v"));
   m.def("softcap", &softcap, arg("logits"), arg("cap"));
   m.def("token_logprobs", &token_logprobs, arg("logits"), arg("ids"));
-  m.def("top_logprobs", &top_logprobs, arg("logits"), arg("count"), arg("banned"),
-        arg("cu_banned"));
+  m.def("top_continuations", &top_continuations, arg("logits"), arg("scores"), arg("count"),
+        arg("banned"), arg("cu_banned"));
 }
 
 }  // namespace softgate::bindings

@@ -568,17 +568,24 @@ def token_logprobs(logits: SameArray, ids: Array) -> SameArray:
     return _core.token_logprobs(logits, ids)
 
 
-def top_logprobs(
-    logits: SameArray, count: int, banned: Array, cu_banned: Array
-) -> tuple[SameArray, SameArray]:
-    """The `count` likeliest tokens of each row: log-probabilities, float32 `[rows, count]`, the
-    largest first, and ids, int32 `[rows, count]`, the lowest of equals first.
+def top_continuations(
+    logits: SameArray, scores: Array, count: int, banned: Array, cu_banned: Array
+) -> tuple[SameArray, SameArray, SameArray]:
+    """A step of beam search: of each prompt, the `count` continuations of its texts with the
+    largest sums of a text's score and a token's log-probability.
 
-    logits: float32 `[rows, vocab]`, on the CPU. banned: int32, the ids that row r may not have,
-    `banned[cu_banned[r]:cu_banned[r + 1]]`; cu_banned: int32 `[rows + 1]`. They still count in the
-    sum of the probabilities. Where a row has no more tokens above -inf, ids are 0 and
-    log-probabilities -inf. A row with a NaN or +inf, or with nothing above -inf, has NaN.
+    logits: float32 `[prompts * beams, vocab]`, on the CPU, what may follow each text; scores:
+    float32 `[prompts, beams]`, of the texts. banned: int32, the ids that may not follow text r,
+    `banned[cu_banned[r]:cu_banned[r + 1]]`; cu_banned: int32 `[prompts * beams + 1]`. They still
+    count in the sum of the probabilities.
 
-    Raises ValueError for an id outside the vocabulary and a count below 1 or above it.
+    Gives the sums, float32, the rows of `logits` that are continued, int32, and the ids that do it,
+    int32, all `[prompts, count]`, the largest sum first; of equals the first text's, then the
+    lowest id. Where a prompt has no more continuations above -inf, sums are -inf, rows its first
+    one and ids 0. A row of logits with a NaN or +inf, or with nothing above -inf, has none, and
+    neither has a text whose score is NaN or -inf.
+
+    Raises ValueError for shapes that do not fit, an id outside the vocabulary, prompts without
+    texts and a count below 1, TypeError for other dtypes.
     """
-    return _core.top_logprobs(logits, count, banned, cu_banned)
+    return _core.top_continuations(logits, scores, count, banned, cu_banned)

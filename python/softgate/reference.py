@@ -714,17 +714,25 @@ def token_logprobs(logits: ArrayLike, ids: ArrayLike) -> Float64:
     return _float64(x[np.arange(len(x)), np.asarray(ids)] - log_sum_exp(x))
 
 
-def top_logprobs(
-    logits: ArrayLike, count: int, banned: ArrayLike, cu_banned: ArrayLike
-) -> tuple[Float64, Any]:
-    """The `count` largest logarithms of each row's softmax and their ids, without those banned.
+def top_continuations(
+    logits: ArrayLike, scores: ArrayLike, count: int, banned: ArrayLike, cu_banned: ArrayLike
+) -> tuple[Float64, Any, Any]:
+    """Of each prompt, the `count` largest sums of a text's score and the logarithm of the softmax
+    of what follows it, without what is banned; their rows of logits, and their ids.
 
-    logits: `[rows, vocab]`; cu_banned: `[rows + 1]`; results: `[rows, count]`, the largest first.
+    logits: `[prompts * beams, vocab]`; scores: `[prompts, beams]`; cu_banned:
+    `[prompts * beams + 1]`; results: `[prompts, count]`, the largest first, filled up with -inf.
     """
-    x = _float64(logits)
-    allowed, starts = x.copy(), np.asarray(cu_banned)
+    x, starts = _float64(logits), np.asarray(cu_banned)
+    prompts, beams = np.shape(scores)
+    sums = _float64(scores).reshape(-1, 1) + (x - log_sum_exp(x)[:, None])
     for row in range(len(x)):
-        allowed[row, np.asarray(banned)[starts[row] : starts[row + 1]]] = -np.inf
-    ids = np.argsort(-allowed, axis=1, kind="stable")[:, :count]
-    found = np.take_along_axis(allowed, ids, axis=1) - log_sum_exp(x)[:, None]
-    return _float64(found), np.where(found == -np.inf, 0, ids)
+        sums[row, np.asarray(banned)[starts[row] : starts[row + 1]]] = -np.inf
+    sums = sums.reshape(prompts, beams * x.shape[1])
+    sums = np.pad(sums, ((0, 0), (0, count)), constant_values=-np.inf)
+    places = np.argsort(-sums, axis=1, kind="stable")[:, :count]
+    found = np.take_along_axis(sums, places, axis=1)
+    places = np.where(found == -np.inf, 0, places)
+    first = beams * np.arange(prompts)[:, None]
+    vocab = x.shape[1]
+    return _float64(found), first + places // vocab, places % vocab
