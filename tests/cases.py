@@ -838,6 +838,7 @@ class RecurrentCase(Case):
     x_size: float = 1.0
     weight_size: float = 1.0  # 1 keeps states from growing and from dying out
     state_size: float = 1.0
+    shared: int | None = None  # rows of h0 and c0 that sequences start from, in no order
 
     def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
         """`weights` is a list, one for each direction, of what `pack_recurrent` takes."""
@@ -870,8 +871,12 @@ class RecurrentCase(Case):
         }
         sizes = {"h0": output_size} | ({"c0": self.hidden_size} if self.kind == "lstm" else {})
         for name, size in sizes.items():
-            shape = (directions, len(self.lengths), size)
+            rows = len(self.lengths) if self.shared is None else self.shared
+            shape = (directions, rows, size)
             arguments[name] = draw(*shape, size=self.state_size) if self.states else None
+        if self.shared is not None:
+            chosen = random.integers(0, self.shared, len(self.lengths))
+            arguments["h0_rows"] = place(chosen.astype(np.int32), self.layout)
         return arguments
 
 
@@ -966,6 +971,29 @@ RECURRENT = [
     ),
 ]
 
+# Sequences that start from states of which several may take the same. On the CPU.
+RECURRENT_SHARED = [
+    *(
+        RecurrentCase(kind, (1,) * n, 5, 40, shared=rows)
+        for kind in GATES
+        for n, rows in ((1, 1), (3, 2), (4, 9), (16, 1), (30, 12), (70, 40))
+    ),
+    *(
+        RecurrentCase(kind, lengths, 7, 33, direction=direction, shared=4)
+        for kind in GATES
+        for direction in DIRECTIONS
+        for lengths in ((0, 2, 0, 7, 0), RAGGED, (3,) * 9)
+    ),
+    RecurrentCase("lstm", (3, 0, 5, 1, 1), 5, 40, 17, "bidirectional", shared=3),
+    RecurrentCase("lstm", (1,) * 30, 5, 70, 40, shared=7),
+    # several parts of a step's rows, slices of the depth
+    *(RecurrentCase(kind, (1,) * 600, hidden_size=33, shared=400) for kind in GATES),
+    RecurrentCase("gru", (1,) * 40, 37, 530, shared=25),
+    *(RecurrentCase("gru", (1,) * 9, 7, 17, layout=layout, shared=4) for layout in LAYOUTS),
+    *(RecurrentCase("gru", (1,) * 30, shared=9, state_size=size) for size in (HUGE, TINY)),
+    RecurrentCase("gru", (), shared=2),
+]
+
 # The weights that are kept in fewer bits.
 RECURRENT_LOW = [
     RecurrentCase(kind, lengths, input_size, hidden, proj, direction, dtype)
@@ -979,6 +1007,12 @@ RECURRENT_LOW = [
         ((4, 9), 7, 40, 17, "bidirectional"),
     )
     if proj is None or kind == "lstm"
+]
+RECURRENT_LOW += [
+    RecurrentCase(kind, (1,) * n, 7, 40, dtype=dtype, shared=9)
+    for dtype in ("bfloat16", "int8")
+    for kind in GATES
+    for n in (3, 30)
 ]
 
 

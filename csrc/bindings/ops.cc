@@ -328,7 +328,7 @@ const RecurrentWeight& to_recurrent_weight(const char* op, py::handle object) {
 }
 
 py::tuple recurrent(const std::string& op, py::handle x, py::handle cu_seqlens,
-                    const py::list& weights, py::handle h0, py::handle c0,
+                    const py::list& weights, py::handle h0, py::handle c0, py::handle h0_rows,
                     const std::string& direction, py::handle out) {
   const char* name = op.c_str();
   const Tensor x_ = to_tensor({name, "x"}, x);
@@ -337,9 +337,10 @@ py::tuple recurrent(const std::string& op, py::handle x, py::handle cu_seqlens,
   for (const py::handle weight : weights) weights_.push_back(&to_recurrent_weight(name, weight));
   const auto h0_ = to_optional_tensor({name, "h0"}, h0);
   const auto c0_ = to_optional_tensor({name, "c0"}, c0);
+  const auto h0_rows_ = to_optional_tensor({name, "h0_rows", "int32"}, h0_rows);
   auto out_ = to_optional_tensor({name, "out"}, out);
   RecurrentResult result = without_gil([&] {
-    return softgate::recurrent(name, x_, cu_seqlens_, weights_, h0_, c0_, direction,
+    return softgate::recurrent(name, x_, cu_seqlens_, weights_, h0_, c0_, h0_rows_, direction,
                                std::move(out_));
   });
   py::object first = to_result(std::move(result.out), x, out);
@@ -462,7 +463,7 @@ void register_ops(py::module_& m) {
   m.def("pack_recurrent", &pack_recurrent, arg("kind"), arg("weight_ih"), arg("weight_hh"),
         arg("bias_ih"), arg("bias_hh"), arg("weight_hr"), arg("dtype"));
   m.def("recurrent", &recurrent, arg("op"), arg("x"), arg("cu_seqlens"), arg("weights"), arg("h0"),
-        arg("c0"), arg("direction"), arg("out"));
+        arg("c0"), arg("h0_rows"), arg("direction"), arg("out"));
   m.def("recurrent_cell", &recurrent_cell, arg("op"), arg("x"), arg("weight"), arg("h"), arg("c"));
   m.def("softmax", &softmax, arg("x"), arg("out"));
   m.def("pool", &pool, arg("x"), arg("cu_seqlens"), arg("mode"), arg("out"));

@@ -80,6 +80,10 @@ class Member {
   std::int64_t token(std::int64_t i, std::int64_t step) const {
     return first_token(i) + (direction_.reverse ? -step : step);
   }
+  // Of h0 and c0.
+  std::int64_t state_row(std::int64_t i) const {
+    return args_.state_rows ? args_.state_rows[i] : args_.order[i];
+  }
   std::int64_t length(std::int64_t i) const {
     const std::int32_t sequence = args_.order[i];
     return args_.cu_seqlens[sequence + 1] - args_.cu_seqlens[sequence];
@@ -116,15 +120,17 @@ class Member {
     for (std::int64_t i = rows.begin; i < rows.end; ++i) {
       float* to = h(0) + i * args_.state_stride;
       const std::int64_t given = direction_.h0 ? args_.output_size : 0;
-      if (given > 0) copy(to, direction_.h0 + args_.order[i] * direction_.h0_stride, given);
+      if (given > 0) copy(to, direction_.h0 + state_row(i) * direction_.h0_stride, given);
       clear(to + given, args_.state_stride - given);
+      if (args_.runs && (i == 0 || args_.runs[i] != args_.runs[i - 1]))
+        copy(direction_.shared + args_.runs[i] * args_.state_stride, to, args_.state_stride);
     }
     if (args_.kind != RecurrentKind::lstm) return;
     for (std::int64_t block = blocks_.begin; block < blocks_.end; ++block) {
       clear(c(block), args_.batch * kPanel);
       for (std::int64_t i = 0; direction_.c0 && i < args_.batch; ++i)
         copy(c(block) + i * kPanel,
-             direction_.c0 + args_.order[i] * direction_.c0_stride + block * kPanel, units(block));
+             direction_.c0 + state_row(i) * direction_.c0_stride + block * kPanel, units(block));
     }
   }
 
@@ -228,7 +234,7 @@ class Member {
       const std::int64_t active = args_.active[step], parts = ceil_div(active, kRowsAtOnce);
       for (std::int64_t part = 0; part < parts; ++part) {
         const Rows rows{step, first_row, part_begin(active, parts, part),
-                        part_begin(active, parts, part + 1)};
+                        part_begin(active, parts, part + 1), args_.runs && step == 0 && i == 0};
         multiply_and_finish(phase, rows, from, to);
       }
       if (last)
@@ -240,19 +246,23 @@ class Member {
     team_.wait(member_);
   }
 
-  // Of a step, whose first row is the chunk's first_row-th.
+  // Of a step, whose first row is the chunk's first_row-th. shares: do runs of them have one state,
+  // whose product is formed once?
   struct Rows {
     std::int64_t step, first_row;
     std::int64_t begin, end;
+    bool shares;
 
     std::int64_t count() const { return end - begin; }
   };
 
   void multiply_and_finish(const Phase& phase, const Rows& rows, const float* from, float* to) {
-    const Operand x{.a = from + rows.begin * args_.state_stride,
-                    .stride = args_.state_stride,
-                    .rows = rows.count(),
-                    .depth = args_.output_size};
+    const Range states = rows.shares ? runs(rows) : Range{rows.begin, rows.end};
+    const Operand x{
+        .a = (rows.shares ? direction_.shared : from) + states.begin * args_.state_stride,
+        .stride = args_.state_stride,
+        .rows = states.end - states.begin,
+        .depth = args_.output_size};
 #if defined(SOFTGATE_ISA_AVX512)
     if (args_.splits_steps && args_.active[rows.step] >= kMinSplitStepRows)
       return run_phase(phase, rows, SplitProduct(x), to);
@@ -282,7 +292,11 @@ class Member {
         for (int gate = 0; gate < phase.gates; ++gate)
           targets[count++] = target(phase, block, rows, gate);
       }
-      product.add(targets, count);
+      if (rows.shares) {
+        add_shared(product, rows, targets, count);
+      } else {
+        product.add(targets, count);
+      }
       for (std::int64_t block = begin; block < end; ++block)
         phase.finish({.rows = rows.count(),
                       .sums = sums(block, rows.first_row + rows.begin),
@@ -291,6 +305,32 @@ class Member {
                       .c = c(block) + rows.begin * kPanel,
                       .next = to + rows.begin * args_.state_stride + block * kPanel,
                       .state_stride = args_.state_stride});
+    }
+  }
+
+  Range runs(const Rows& rows) const {
+    return {args_.runs[rows.begin], args_.runs[rows.end - 1] + 1};
+  }
+
+  // Each run's product, then that to the sums of the run's rows.
+  template <class Product>
+  void add_shared(const Product& product, const Rows& rows, const Target* targets, int count) {
+    const Range states = runs(rows);
+    const std::int64_t stride = count * kPanel;
+    float* products =
+        direction_.products + blocks_.begin * args_.batch * gates_of(args_.kind) * kPanel;
+    clear(products, (states.end - states.begin) * stride);
+    Target once[kPanelsAtOnce];
+    for (int i = 0; i < count; ++i)
+      once[i] = {targets[i].panel, targets[i].scales, products + i * kPanel, stride};
+    product.add(once, count);
+    for (std::int64_t row = 0; row < rows.count(); ++row) {
+      const float* from = products + (args_.runs[rows.begin + row] - states.begin) * stride;
+      for (int i = 0; i < count; ++i) {
+        float* sums = targets[i].sums + row * targets[i].stride;
+        for (int j = 0; j < kPanel; j += kLanes)
+          store(sums + j, add(load(sums + j), load(from + i * kPanel + j)));
+      }
     }
   }
 

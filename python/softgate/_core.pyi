@@ -389,6 +389,7 @@ def recurrent(
     weights: list[RecurrentWeight],
     h0: Array | None,
     c0: Array | None,
+    h0_rows: Array | None,
     direction: str,
     out: Array | None,
 ) -> tuple[SameArray, ...]: ...

@@ -370,6 +370,7 @@ def rnn(
     weights: RecurrentWeights,
     h0: Array | None = None,
     *,
+    h0_rows: Array | None = None,
     direction: Direction = "forward",
     out: Array | None = None,
 ) -> tuple[SameArray, SameArray]:
@@ -384,15 +385,21 @@ def rnn(
     batch, output_size]`. weights: one, or for "bidirectional" a pair (forward, reverse) of equal
     kind, sizes and dtype. A missing h0 is zeros. `out` must not overlap the inputs.
 
+    h0_rows, on the CPU: int32 `[batch]`, the row of h0 that each sequence starts from, for an h0 of
+    any number of rows, `[directions, rows, output_size]`. The weights' product with a row from
+    which several start is formed once, which rounds otherwise than without h0_rows.
+
     A reverse direction starts at each sequence's last token; its h_n is the state after the first
     one. A sequence without tokens gives its initial state back. NaN propagates, within its own
     sequence. A sequence's result does not depend on the others or on the number of threads, except
     that with the ISA "amx" steps of at least 24 sequences round otherwise than those of fewer.
 
-    Raises ValueError on shapes that do not fit, ids outside input_size, weights of another kind or
-    number, and when they were packed for another ISA.
+    Raises ValueError on shapes that do not fit, ids outside input_size, h0_rows outside h0 or
+    without it, weights of another kind or number, and when they were packed for another ISA.
     """
-    result, h_n = _core.recurrent("rnn", x, cu_seqlens, _as_list(weights), h0, None, direction, out)
+    result, h_n = _core.recurrent(
+        "rnn", x, cu_seqlens, _as_list(weights), h0, None, h0_rows, direction, out
+    )
     return result, h_n
 
 
@@ -402,6 +409,7 @@ def gru(
     weights: RecurrentWeights,
     h0: Array | None = None,
     *,
+    h0_rows: Array | None = None,
     direction: Direction = "forward",
     out: Array | None = None,
 ) -> tuple[SameArray, SameArray]:
@@ -414,7 +422,9 @@ def gru(
 
     Arguments, results and errors as in `rnn`.
     """
-    result, h_n = _core.recurrent("gru", x, cu_seqlens, _as_list(weights), h0, None, direction, out)
+    result, h_n = _core.recurrent(
+        "gru", x, cu_seqlens, _as_list(weights), h0, None, h0_rows, direction, out
+    )
     return result, h_n
 
 
@@ -425,6 +435,7 @@ def lstm(
     h0: Array | None = None,
     c0: Array | None = None,
     *,
+    h0_rows: Array | None = None,
     direction: Direction = "forward",
     out: Array | None = None,
 ) -> tuple[SameArray, SameArray, SameArray]:
@@ -434,11 +445,11 @@ def lstm(
     `c = f * c + i * g`; `h = o * tanh(c)`, or `W_hr (o * tanh(c))` with a projection (Sak et al.
     2014).
 
-    c0 and c_n: float32 `[directions, batch, hidden_size]`. Other arguments, results and errors as
-    in `rnn`.
+    c0 and c_n: float32 `[directions, batch, hidden_size]`; h0_rows are rows of c0 too. Other
+    arguments, results and errors as in `rnn`.
     """
     result, h_n, c_n = _core.recurrent(
-        "lstm", x, cu_seqlens, _as_list(weights), h0, c0, direction, out
+        "lstm", x, cu_seqlens, _as_list(weights), h0, c0, h0_rows, direction, out
     )
     return result, h_n, c_n
 

@@ -252,9 +252,9 @@ class _Search:
             return self.scores.copy(), rows, np.full_like(rows, forced)
         # As many as leave num_beams unfinished ones whatever ends.
         count = max(2, 1 + len(self.stop_tokens)) * settings.num_beams
-        banned = self._banned(len(logits))
-        scores, rows, tokens = ops.top_continuations(logits, self.scores, count, *banned)
-        return scores, np.asarray(rows, np.int32), np.asarray(tokens, np.int32)
+        banned, starts = self._banned(len(logits))
+        sums, parents, ids = ops.top_continuations(logits, self.scores, count, banned, starts)
+        return sums, np.asarray(parents, np.int32), np.asarray(ids, np.int32)
 
     def _banned(self, rows: int) -> tuple[IntArray, IntArray]:
         """Tokens that may not follow a text, those of each after those of the one before, and
