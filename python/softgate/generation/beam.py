@@ -126,20 +126,16 @@ class Hypothesis:
     text: str = ""
 
 
-# A finished text: row, of the step before its last token, is where what comes before that ends.
-_FINISHED = np.dtype(
-    [("score", "f8"), ("logprob", "f4"), ("length", "i4"), ("row", "i4"), ("token", "i4")]
-)
-
-
 class _Search:
     """The search for the texts of several prompts, step by step.
 
     places: the prompts whose search goes on, n of them. scores: log-probabilities of their
     unfinished texts, the best first, `[n, beams]`, -inf where there is none. steps: of each step
     the tokens of the texts that went on, and which texts of the step before they continue. ended:
-    the best finished texts of each of the prompts, the best first, `[prompts, num_beams]`, with
-    score -inf where there is none.
+    scores of the best finished texts of each of the prompts, the best first,
+    `[prompts, num_beams]`, -inf where there is none; endings: which of the candidates those are.
+    candidates: step by step, of texts that ended and others beside them, the length,
+    log-probability, the text of the step before that it continues, and the last token.
     """
 
     def __init__(
@@ -156,8 +152,10 @@ class _Search:
         self.places = np.arange(len(prompts))
         self.scores = np.zeros((len(prompts), 1), np.float32)
         self.steps: list[tuple[IntArray, IntArray]] = []
-        self.ended = np.zeros((len(prompts), settings.num_beams), _FINISHED)
-        self.ended["score"] = -np.inf
+        self.ended = np.full((len(prompts), settings.num_beams), -np.inf)
+        self.endings = np.zeros(self.ended.shape, np.int64)
+        self.candidates: list[tuple[npt.NDArray[Any], ...]] = []
+        self.num_candidates = 0
 
     def extend(self, logits: FloatArray) -> tuple[IntArray, IntArray]:
         """Replace the texts by their best continuations.
@@ -183,16 +181,16 @@ class _Search:
     def finished(self, count: int) -> list[list[Hypothesis]]:
         """At most `count` of the best finished texts of each prompt, the best first."""
         best = self.ended[:, :count]
-        is_there = best["score"] > -np.inf
-        found = best[is_there]
-        texts = self._texts(found["length"] - 1, found["row"])
-        parts = (found[name].tolist() for name in ("token", "score", "logprob"))
-        every = iter(
-            [
-                Hypothesis([*text, token], score, logprob)
-                for text, token, score, logprob in zip(texts, *parts, strict=True)
-            ]
-        )
+        is_there = best > -np.inf
+        if not is_there.any():
+            return [[] for _ in self.prompts]
+        chosen = self.endings[:, :count][is_there]
+        columns = zip(*self.candidates, strict=True)
+        lengths, logprobs, rows, tokens = (np.concatenate(parts)[chosen] for parts in columns)
+        texts = self._texts(lengths - 1, rows)
+        scores = best[is_there].tolist()
+        parts = zip(texts, tokens.tolist(), scores, logprobs.tolist(), strict=True)
+        every = iter([Hypothesis([*text, last], *numbers) for text, last, *numbers in parts])
         return [list(islice(every, n)) for n in is_there.sum(axis=1).tolist()]
 
     def _texts(self, lengths: IntArray, rows: IntArray) -> list[list[int]]:
@@ -210,24 +208,25 @@ class _Search:
     ) -> None:
         """Keep the best of the texts that have just ended."""
         beams, length = self.settings.num_beams, len(self.steps) + 1
-        is_end = is_end[:, :beams] & (scores[:, :beams] > -np.inf)
+        is_end = is_end[:, :beams]
         i = np.flatnonzero(is_end.any(axis=1))
         if not i.size:
             return
-        new = np.empty((len(i), is_end.shape[1]), _FINISHED)
-        new["logprob"], new["row"], new["token"] = (
-            part[i, :beams] for part in (scores, rows, tokens)
-        )
-        new["length"] = length
-        new["score"] = np.where(is_end[i], self._compared(new["logprob"], length), -np.inf)
-        every = np.concatenate([self.ended[self.places[i]], new], axis=1)
-        # The earlier of equals first.
-        best = np.argsort(-every["score"], axis=1, kind="stable")[:, :beams]
-        self.ended[self.places[i]] = np.take_along_axis(every, best, axis=1)
+        at, logprobs = self.places[i], scores[i, :beams]
+        found = np.where(is_end[i], self._compared(logprobs, length), -np.inf)
+        endings = self.num_candidates + np.arange(found.size).reshape(found.shape)
+        parts = (logprobs, rows[i, :beams], tokens[i, :beams])
+        self.candidates.append((np.full(found.size, length), *(part.ravel() for part in parts)))
+        self.num_candidates += found.size
+        found = np.concatenate([self.ended[at], found], axis=1)
+        endings = np.concatenate([self.endings[at], endings], axis=1)
+        best = np.argsort(-found, axis=1, kind="stable")[:, :beams]  # the earlier of equals first
+        best += found.shape[1] * np.arange(len(found))[:, None]
+        self.ended[at], self.endings[at] = found.take(best), endings.take(best)
 
     def _is_done(self, best_logprobs: FloatArray, length: int) -> npt.NDArray[np.bool_]:
         """Which prompts' texts cannot get better, `[n]`."""
-        settings, worst = self.settings, self.ended["score"][self.places, -1]
+        settings, worst = self.settings, self.ended[self.places, -1]
         if settings.early_stopping == "never" and settings.length_penalty > 0:
             length = settings.max_new_tokens
         is_best = settings.early_stopping is True or self._compared(best_logprobs, length) <= worst
