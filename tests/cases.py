@@ -794,7 +794,7 @@ SOURCE_ATTENTION = [
     )
 ] + [
     *(SourceAttentionCase((3, 5), (1, 0), layout=layout) for layout in LAYOUTS),
-    *(SourceAttentionCase((3, 5), (1, 0), scale=scale) for scale in (30.0, TINY)),
+    *(SourceAttentionCase((3, 5), (1, 0), scale=scale) for scale in (30.0, 100.0, HUGE, TINY)),
 ]
 
 
