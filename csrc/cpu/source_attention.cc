@@ -36,15 +36,15 @@ float additive_of_exponentials(const float* query, const float* key, const float
   }));
 }
 
-// to = e^2x; are all exponents small enough?
-bool exponentials(const float* x, std::int64_t n, float* to) {
+// to = e^2x. Gives the largest magnitudes of x, in any lanes.
+SG_INLINE vf exponentials(const float* x, std::int64_t n, float* to) {
   vf most = zero();
   for_each_vector(n, [&](std::int64_t i, auto lanes) {
     const vf value = load(x + i, lanes);
     most = max(most, abs(value));
     store(to + i, exp(add(value, value)), lanes);
   });
-  return hmax(most) <= kMostExponent;
+  return most;
 }
 
 // The scores of rows that follow each other. Those of one source share the exponentials of its
@@ -67,12 +67,13 @@ class AdditiveScores {
     const std::int64_t n = args_.size;
     if (args_.sources[row] != source_) {
       source_ = args_.sources[row];
-      is_small_ = true;
+      vf most = zero();
       for (std::int64_t t = 0; t < tokens; ++t)
-        is_small_ = exponentials(keys + t * args_.keys_stride, n, keys_ + t * n) && is_small_;
+        most = max(most, exponentials(keys + t * args_.keys_stride, n, keys_ + t * n));
+      is_small_ = hmax(most) <= kMostExponent;
     }
     const float* query = args_.query + row * args_.query_stride;
-    const bool is_small = exponentials(query, n, query_) && is_small_;
+    const bool is_small = hmax(exponentials(query, n, query_)) <= kMostExponent && is_small_;
     for (std::int64_t t = 0; t < tokens; ++t)
       scores[t] = is_small ? additive_of_exponentials(query_, keys_ + t * n, args_.v, n)
                            : additive(query, keys + t * args_.keys_stride, args_.v, n);
@@ -94,11 +95,20 @@ void average(const SourceAttentionArgs& args, const float* values, std::int64_t 
            .columns = tokens,
            .x_stride = tokens,
            .out_stride = tokens});
-  for_each_vector(args.columns, [=](std::int64_t i, auto lanes) {
+  const std::int64_t stride = args.values_stride;
+  std::int64_t first = 0;
+  for (; first + 4 * kLanes <= args.columns; first += 4 * kLanes) {  // additions wait less
+    vf total[4] = {zero(), zero(), zero(), zero()};
+    for (std::int64_t t = 0; t < tokens; ++t)
+      for (int j = 0; j < 4; ++j)
+        total[j] = fma(set1(weights[t]), load(values + t * stride + first + j * kLanes), total[j]);
+    for (int j = 0; j < 4; ++j) store(out + first + j * kLanes, total[j]);
+  }
+  for_each_vector(args.columns - first, [=](std::int64_t i, auto lanes) {
     vf total = zero();
     for (std::int64_t t = 0; t < tokens; ++t)
-      total = fma(set1(weights[t]), load(values + t * args.values_stride + i, lanes), total);
-    store(out + i, total, lanes);
+      total = fma(set1(weights[t]), load(values + t * stride + first + i, lanes), total);
+    store(out + first + i, total, lanes);
   });
 }
 

@@ -133,6 +133,11 @@ class _Recurrent(Module):
                     setattr(self, f"{name}_l{layer}{suffix}", parameter)
             self._packs.append(packs)
 
+    @property
+    def device(self) -> str:
+        """As of any module, but without a walk over its parameters at every step."""
+        return self._packs[0][0].parameters["weight_ih"].device
+
     def _along(
         self,
         op: Callable[..., tuple[Any, ...]],
@@ -219,7 +224,7 @@ class _Recurrent(Module):
                 )
             array = np.ascontiguousarray(array)
         tensor = self._tensor(name, array)
-        if from_numpy and tensor.device == "cpu":
+        if from_numpy and tensor.device == "cpu" and self.device != "cpu":
             return tensor.to(self.device, self.dtype)
         return tensor
 
