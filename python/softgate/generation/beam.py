@@ -2,7 +2,8 @@
 
 The search keeps the `num_beams` likeliest unfinished texts of each prompt and the best finished
 ones, scored by their log-probability over a power of their length. What it keeps, when it stops
-and how it scores is as in Hugging Face's `generate`.
+and how it scores is as in Hugging Face's `generate`, but for searches that stop sooner because
+nothing can change what they return.
 """
 
 from __future__ import annotations
@@ -226,12 +227,16 @@ class _Search:
 
     def _is_done(self, best_logprobs: FloatArray, length: int) -> npt.NDArray[np.bool_]:
         """Which prompts' texts cannot get better, `[n]`."""
-        settings, worst = self.settings, self.ended[self.places, -1]
+        settings, ended = self.settings, self.ended[self.places]
+        worst, last_returned = ended[:, -1], ended[:, settings.num_return - 1]
+        longest = settings.max_new_tokens if settings.length_penalty > 0 else length + 1
         if settings.early_stopping == "never" and settings.length_penalty > 0:
-            length = settings.max_new_tokens
+            length = longest
         is_best = settings.early_stopping is True or self._compared(best_logprobs, length) <= worst
+        # Not even the best length would bring an unfinished text among those that are returned.
+        is_settled = self._compared(best_logprobs, longest) <= last_returned
         # -inf where fewer have ended than are kept.
-        is_done: npt.NDArray[np.bool_] = (worst > -np.inf) & is_best | (best_logprobs == -np.inf)
+        is_done: npt.NDArray[np.bool_] = (worst > -np.inf) & is_best | is_settled
         return is_done
 
     def _compared(self, logprobs: FloatArray, length: int) -> npt.NDArray[np.float64]:
@@ -262,7 +267,7 @@ class _Search:
         everywhere = [] if length >= settings.min_new_tokens else self.stop_tokens
         if not (settings.no_repeat_ngram or settings.banned):
             starts = np.arange(rows + 1, dtype=np.int32) * np.int32(len(everywhere))
-            return np.tile(np.array(everywhere, np.int32), rows), starts
+            return np.array(everywhere * rows, np.int32), starts
         beams = self.scores.shape[1]
         texts = self._texts(np.full(rows, length), np.arange(rows, dtype=np.int32))
         banned = [
