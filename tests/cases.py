@@ -982,7 +982,7 @@ RECURRENT_SHARED = [
         RecurrentCase(kind, lengths, 7, 33, direction=direction, shared=4)
         for kind in GATES
         for direction in DIRECTIONS
-        for lengths in ((0, 2, 0, 7, 0), RAGGED, (3,) * 9)
+        for lengths in ((0, 2, 0, 7, 0), RAGGED, (3,) * 9, (3,) * 9 + (0, 0))
     ),
     RecurrentCase("lstm", (3, 0, 5, 1, 1), 5, 40, 17, "bidirectional", shared=3),
     RecurrentCase("lstm", (1,) * 30, 5, 70, 40, shared=7),

@@ -93,6 +93,13 @@ class Member {
   float* h(std::int64_t step) const {
     return direction_.h + (step % 2) * args_.batch * args_.state_stride;
   }
+  // Are those of one run of sequences one?
+  bool shares(std::int64_t step) const { return args_.runs && step == 0; }
+  // The state after a sequence. Of one without tokens a shared one has been written over since.
+  const float* last_state(std::int64_t i) const {
+    if (shares(length(i))) return direction_.h0 + state_row(i) * direction_.h0_stride;
+    return h(length(i)) + i * args_.state_stride;
+  }
   float* c(std::int64_t block) const { return direction_.c + block * args_.batch * kPanel; }
   // Where blocks are projected late, one group's sums take the place of those that are done with.
   float* sums(std::int64_t block, std::int64_t row) const {
@@ -118,12 +125,11 @@ class Member {
   void load_states() {
     const Range rows = own(args_.batch);
     for (std::int64_t i = rows.begin; i < rows.end; ++i) {
-      float* to = h(0) + i * args_.state_stride;
+      if (shares(0) && i > 0 && args_.runs[i] == args_.runs[i - 1]) continue;
+      float* to = h(0) + (shares(0) ? args_.runs[i] : i) * args_.state_stride;
       const std::int64_t given = direction_.h0 ? args_.output_size : 0;
       if (given > 0) copy(to, direction_.h0 + state_row(i) * direction_.h0_stride, given);
       clear(to + given, args_.state_stride - given);
-      if (args_.runs && (i == 0 || args_.runs[i] != args_.runs[i - 1]))
-        copy(direction_.shared + args_.runs[i] * args_.state_stride, to, args_.state_stride);
     }
     if (args_.kind != RecurrentKind::lstm) return;
     for (std::int64_t block = blocks_.begin; block < blocks_.end; ++block) {
@@ -137,8 +143,7 @@ class Member {
   void store_states() {
     const Range rows = own(args_.batch);
     for (std::int64_t i = rows.begin; direction_.h_n && i < rows.end; ++i)
-      copy(direction_.h_n + args_.order[i] * args_.output_size,
-           h(length(i)) + i * args_.state_stride, args_.output_size);
+      copy(direction_.h_n + args_.order[i] * args_.output_size, last_state(i), args_.output_size);
     if (args_.kind != RecurrentKind::lstm) return;
     for (std::int64_t block = blocks_.begin; block < blocks_.end; ++block)
       for (std::int64_t i = 0; i < args_.batch; ++i)
@@ -234,7 +239,7 @@ class Member {
       const std::int64_t active = args_.active[step], parts = ceil_div(active, kRowsAtOnce);
       for (std::int64_t part = 0; part < parts; ++part) {
         const Rows rows{step, first_row, part_begin(active, parts, part),
-                        part_begin(active, parts, part + 1), args_.runs && step == 0 && i == 0};
+                        part_begin(active, parts, part + 1)};
         multiply_and_finish(phase, rows, from, to);
       }
       if (last)
@@ -246,23 +251,20 @@ class Member {
     team_.wait(member_);
   }
 
-  // Of a step, whose first row is the chunk's first_row-th. shares: do runs of them have one state,
-  // whose product is formed once?
+  // Of a step, whose first row is the chunk's first_row-th.
   struct Rows {
     std::int64_t step, first_row;
     std::int64_t begin, end;
-    bool shares;
 
     std::int64_t count() const { return end - begin; }
   };
 
   void multiply_and_finish(const Phase& phase, const Rows& rows, const float* from, float* to) {
-    const Range states = rows.shares ? runs(rows) : Range{rows.begin, rows.end};
-    const Operand x{
-        .a = (rows.shares ? direction_.shared : from) + states.begin * args_.state_stride,
-        .stride = args_.state_stride,
-        .rows = states.end - states.begin,
-        .depth = args_.output_size};
+    const Range states = shares(rows, phase) ? runs(rows) : Range{rows.begin, rows.end};
+    const Operand x{.a = from + states.begin * args_.state_stride,
+                    .stride = args_.state_stride,
+                    .rows = states.end - states.begin,
+                    .depth = args_.output_size};
 #if defined(SOFTGATE_ISA_AVX512)
     if (args_.splits_steps && args_.active[rows.step] >= kMinSplitStepRows)
       return run_phase(phase, rows, SplitProduct(x), to);
@@ -292,22 +294,29 @@ class Member {
         for (int gate = 0; gate < phase.gates; ++gate)
           targets[count++] = target(phase, block, rows, gate);
       }
-      if (rows.shares) {
+      if (shares(rows, phase)) {
         add_shared(product, rows, targets, count);
       } else {
         product.add(targets, count);
       }
+      const std::int32_t* states = shares(rows.step) ? args_.runs + rows.begin : nullptr;
+      const std::int64_t first_state = states ? 0 : rows.begin;
       for (std::int64_t block = begin; block < end; ++block)
         phase.finish({.rows = rows.count(),
                       .sums = sums(block, rows.first_row + rows.begin),
                       .sums_stride = sums_stride(),
-                      .h = h(rows.step) + rows.begin * args_.state_stride + block * kPanel,
+                      .h = h(rows.step) + first_state * args_.state_stride + block * kPanel,
+                      .states = states,
                       .c = c(block) + rows.begin * kPanel,
                       .next = to + rows.begin * args_.state_stride + block * kPanel,
                       .state_stride = args_.state_stride});
     }
   }
 
+  // Does a phase multiply the states before the step, and does each run of rows have one?
+  bool shares(const Rows& rows, const Phase& phase) const {
+    return shares(rows.step) && phase.first_gate == 0;
+  }
   Range runs(const Rows& rows) const {
     return {args_.runs[rows.begin], args_.runs[rows.end - 1] + 1};
   }

@@ -138,17 +138,14 @@ struct Sharing {
 
 // The memory that a call works in; see RecurrentDirection.
 struct Workspace {
-  Tensor x, gates, h, shared, products, intermediate, c;
+  Tensor x, gates, h, products, intermediate, c;
 
   Workspace(const RecurrentArgs& args, std::int64_t blocks) {
     const std::int64_t width = cpu::kernels().panel_width;
     if (args.x) x = Tensor::empty({args.chunk_rows, args.work_x_stride});
     gates = Tensor::empty({args.chunk_rows, args.gates_stride});
     h = Tensor::empty({2, args.batch, args.state_stride});
-    if (args.runs) {
-      shared = Tensor::empty({args.batch, args.state_stride});
-      products = Tensor::empty({blocks, args.batch, gates_of(args.kind) * width});
-    }
+    if (args.runs) products = Tensor::empty({blocks, args.batch, gates_of(args.kind) * width});
     intermediate = Tensor::empty({args.batch, args.state_stride});
     c = Tensor::empty({blocks, args.batch, width});
   }
@@ -256,7 +253,6 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
         .x = args.x ? work.x.data<float>() : nullptr,
         .gates = work.gates.data<float>(),
         .h = work.h.data<float>(),
-        .shared = sharing ? work.shared.data<float>() : nullptr,
         .products = sharing ? work.products.data<float>() : nullptr,
         .intermediate = work.intermediate.data<float>(),
         .c = work.c.data<float>(),

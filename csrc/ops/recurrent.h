@@ -65,10 +65,9 @@ struct RecurrentDirection {
   float *h_n, *c_n;                   // h_n: or null
   std::int64_t h0_stride, c0_stride;  // elements between rows
   // Working memory, which the kernel fills.
-  float* x;             // [chunk_rows, work_x_stride]
-  float* gates;         // sums: [chunk_rows, gates_stride]
-  float* h;             // before a step and after it: [2, batch, state_stride]
-  float* shared;        // with runs, a state of each: [batch, state_stride]
+  float* x;      // [chunk_rows, work_x_stride]
+  float* gates;  // sums: [chunk_rows, gates_stride]
+  float* h;  // before a step, with runs at first one of each, and after: [2, batch, state_stride]
   float* products;      // with runs, of those: [blocks, batch, gates, panel_width]
   float* intermediate;  // between a step's products: [batch, state_stride]
   float* c;  // [blocks, batch, panel_width]: lstm's state, gru's sums of n's recurrent part
