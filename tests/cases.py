@@ -794,7 +794,7 @@ SOURCE_ATTENTION = [
     )
 ] + [
     *(SourceAttentionCase((3, 5), (1, 0), layout=layout) for layout in LAYOUTS),
-    *(SourceAttentionCase((3, 5), (1, 0), scale=scale) for scale in (30.0, TINY)),
+    *(SourceAttentionCase((3, 5), (1, 0), scale=scale) for scale in (30.0, 100.0, HUGE, TINY)),
 ]
 
 
@@ -838,6 +838,7 @@ class RecurrentCase(Case):
     x_size: float = 1.0
     weight_size: float = 1.0  # 1 keeps states from growing and from dying out
     state_size: float = 1.0
+    shared: int | None = None  # rows of h0 and c0 that sequences start from, in no order
 
     def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
         """`weights` is a list, one for each direction, of what `pack_recurrent` takes."""
@@ -870,8 +871,12 @@ class RecurrentCase(Case):
         }
         sizes = {"h0": output_size} | ({"c0": self.hidden_size} if self.kind == "lstm" else {})
         for name, size in sizes.items():
-            shape = (directions, len(self.lengths), size)
+            rows = len(self.lengths) if self.shared is None else self.shared
+            shape = (directions, rows, size)
             arguments[name] = draw(*shape, size=self.state_size) if self.states else None
+        if self.shared is not None:
+            chosen = random.integers(0, self.shared, len(self.lengths))
+            arguments["h0_rows"] = place(chosen.astype(np.int32), self.layout)
         return arguments
 
 
@@ -966,6 +971,29 @@ RECURRENT = [
     ),
 ]
 
+# Sequences that start from states of which several may take the same. On the CPU.
+RECURRENT_SHARED = [
+    *(
+        RecurrentCase(kind, (1,) * n, 5, 40, shared=rows)
+        for kind in GATES
+        for n, rows in ((1, 1), (3, 2), (4, 9), (16, 1), (30, 12), (70, 40))
+    ),
+    *(
+        RecurrentCase(kind, lengths, 7, 33, direction=direction, shared=4)
+        for kind in GATES
+        for direction in DIRECTIONS
+        for lengths in ((0, 2, 0, 7, 0), RAGGED, (3,) * 9, (3,) * 9 + (0, 0))
+    ),
+    RecurrentCase("lstm", (3, 0, 5, 1, 1), 5, 40, 17, "bidirectional", shared=3),
+    RecurrentCase("lstm", (1,) * 30, 5, 70, 40, shared=7),
+    # several parts of a step's rows, slices of the depth
+    *(RecurrentCase(kind, (1,) * 600, hidden_size=33, shared=400) for kind in GATES),
+    RecurrentCase("gru", (1,) * 40, 37, 530, shared=25),
+    *(RecurrentCase("gru", (1,) * 9, 7, 17, layout=layout, shared=4) for layout in LAYOUTS),
+    *(RecurrentCase("gru", (1,) * 30, shared=9, state_size=size) for size in (HUGE, TINY)),
+    RecurrentCase("gru", (), shared=2),
+]
+
 # The weights that are kept in fewer bits.
 RECURRENT_LOW = [
     RecurrentCase(kind, lengths, input_size, hidden, proj, direction, dtype)
@@ -979,6 +1007,12 @@ RECURRENT_LOW = [
         ((4, 9), 7, 40, 17, "bidirectional"),
     )
     if proj is None or kind == "lstm"
+]
+RECURRENT_LOW += [
+    RecurrentCase(kind, (1,) * n, 7, 40, dtype=dtype, shared=9)
+    for dtype in ("bfloat16", "int8")
+    for kind in GATES
+    for n in (3, 30)
 ]
 
 
@@ -1223,25 +1257,31 @@ TOKEN_LOGPROBS = [
 
 
 @dataclass(frozen=True)
-class TopLogprobsCase(Case):
-    rows: int
+class TopContinuationsCase(Case):
+    prompts: int
+    beams: int
     vocab: int
     count: int
     banned: tuple[int, ...] = ()  # how many ids of each row
     layout: str = "contiguous"
-    steps: int = 0  # that many different logits only, so that many are equal
+    steps: int = 0  # that many different logits and scores only, so that many sums are equal
     minus_inf: bool = False
     size: float = 1.0
 
     def arguments(self, dtype: Any = np.float32) -> dict[str, Any]:
         random = self.random()
-        logits = random.standard_normal((self.rows, self.vocab)) * self.size
+        rows = self.prompts * self.beams
+        logits = random.standard_normal((rows, self.vocab)) * self.size
+        scores = -random.exponential(2.0, (self.prompts, self.beams))
         if self.steps:
-            logits = random.integers(0, self.steps, logits.shape).astype(np.float64)
+            # Every row has the same logits in another order, so that equals are of several rows.
+            logits[:] = random.integers(0, self.steps, self.vocab)
+            logits, scores[:] = random.permuted(logits, axis=1), -1.0
         if self.minus_inf:
             logits[random.random(logits.shape) < 0.7] = -np.inf
             logits[:, 0] = 0.5
-        counts = self.banned or (0,) * self.rows
+            scores[random.random(scores.shape) < 0.4] = -np.inf
+        counts = self.banned or (0,) * rows
         parts = [random.permutation(self.vocab)[:n] for n in counts]
         likely = [np.argsort(-row)[: n // 2] for row, n in zip(logits, counts, strict=True)]
         parts = [
@@ -1250,25 +1290,23 @@ class TopLogprobsCase(Case):
         ]
         return {
             "logits": place(logits.astype(dtype), self.layout),
+            "scores": place(scores.astype(dtype), self.layout),
             "count": self.count,
             "banned": np.concatenate([np.empty(0), *parts]).astype(np.int32),
             "cu_banned": offsets(tuple(counts)),
         }
 
 
-TOP_LOGPROBS = [
-    *(TopLogprobsCase(3, n, min(n, 8)) for n in (*LENGTHS, 127, 128, 129, 300)),
-    *(TopLogprobsCase(2, 300, count) for count in (1, 2, 17, 299, 300)),
-    *(TopLogprobsCase(rows, 40, 4) for rows in (0, 1, 100)),
-    TopLogprobsCase(3, 50257, 12),
-    *(TopLogprobsCase(4, 500, 10, steps=steps) for steps in (1, 2, 30)),
-    *(
-        TopLogprobsCase(5, 400, 9, banned, steps=s)
-        for s in (0, 5)
-        for banned in ((3, 0, 9, 40, 1),)
-    ),
-    TopLogprobsCase(2, 9, 9, (9, 5)),
-    TopLogprobsCase(6, 200, 90, minus_inf=True),
-    *(TopLogprobsCase(3, 70, 5, layout=layout) for layout in LAYOUTS),
-    *(TopLogprobsCase(3, 70, 5, size=size) for size in (100.0, 1e4, HUGE, TINY)),
+TOP_CONTINUATIONS = [
+    *(TopContinuationsCase(3, 4, n, 8) for n in (*LENGTHS, 127, 128, 129, 300)),
+    *(TopContinuationsCase(2, 3, 100, count) for count in (1, 2, 17, 299, 300, 333)),
+    *(TopContinuationsCase(prompts, 4, 40, 8) for prompts in (0, 1, 100)),
+    *(TopContinuationsCase(3, beams, 70, 5) for beams in (1, 2, 9)),
+    TopContinuationsCase(2, 2, 50257, 12),
+    *(TopContinuationsCase(4, 3, 500, 10, steps=steps) for steps in (1, 2, 30)),
+    *(TopContinuationsCase(3, 2, 400, 9, (3, 0, 9, 40, 1, 7), steps=s) for s in (0, 5)),
+    TopContinuationsCase(1, 2, 9, 9, (9, 5)),
+    TopContinuationsCase(6, 2, 200, 90, minus_inf=True),
+    *(TopContinuationsCase(3, 2, 70, 5, layout=layout) for layout in LAYOUTS),
+    *(TopContinuationsCase(3, 2, 70, 5, size=size) for size in (100.0, 1e4, HUGE, TINY)),
 ]

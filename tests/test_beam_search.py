@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from language import Model, random_logits
 from softgate.generation import BeamSearch, Hypothesis
-from softgate.generation.beam import largest, search
+from softgate.generation.beam import search
 from softgate.generation.beam_cache import BeamRows
 from softgate.models.gpt import Gpt
 from softgate.models.recurrent_lm import RecurrentCache
@@ -103,6 +103,33 @@ def test_equals_hugging_face(models: tuple[Gpt, Any, list[int]], name: str) -> N
     assert name not in ("plain", "early", "never", "no penalty", "short texts") or ended
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_fewer_returned_are_the_best_of_more(models: tuple[Gpt, Any, list[int]], name: str) -> None:
+    ours, _, ends = models
+    given = {"num_beams": 4, "stop_tokens": ends, "max_new_tokens": 14} | SETTINGS[name][0]
+    every = ours.beam_search(PROMPTS, num_return=given["num_beams"], **given)
+    for count in range(1, given["num_beams"]):
+        found = ours.beam_search(PROMPTS, num_return=count, **given)
+        assert found == [hypotheses[:count] for hypotheses in every]
+
+
+def test_a_search_ends_when_what_it_returns_is_settled() -> None:
+    steps = []
+
+    def advance(tokens: Any, parents: Any) -> Any:
+        steps.append(len(tokens))
+        return np.log(np.full((len(tokens), 4), 0.25, np.float32))
+
+    # Token 3 ends the best text at once; of ten tokens the next best would score -0.46.
+    first = np.log(np.array([[0.01, 0.004, 0.003, 0.983]], np.float32))
+    for num_return, goes_on in ((1, False), (2, True)):
+        steps.clear()
+        settings = BeamSearch(num_beams=2, num_return=num_return, max_new_tokens=10)
+        (found,) = search([[0]], settings, [3], first, advance)
+        assert found[0].token_ids == [3]
+        assert bool(steps) == goes_on
+
+
 def test_a_first_token_equals_hugging_face(models: tuple[Gpt, Any, list[int]]) -> None:
     ours, theirs, ends = models
     (found,) = ours.beam_search(
@@ -188,15 +215,6 @@ def test_any_beams_go_on_from_any(parents: tuple[int, ...]) -> None:
 
 
 # Parts
-
-
-@pytest.mark.parametrize("count", [1, 3, 8, 12, 20])
-def test_largest(count: int) -> None:
-    values = np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
-    values[3, 2:9] = -np.inf
-    found, places = largest(values, count)
-    np.testing.assert_array_equal(found, -np.sort(-values, axis=1)[:, :count])
-    np.testing.assert_array_equal(np.take_along_axis(values, places, axis=1), found)
 
 
 def test_everything_may_be_forbidden() -> None:

@@ -404,6 +404,21 @@ def test_states_of_wrong_shape(h0, c0, message):
         layer(draw(7, 4, INPUT), (draw(*h0), draw(*c0)))
 
 
+@pytest.mark.parametrize("name", MAKES)
+def test_sequences_start_from_rows_of_the_states(name):
+    layer, _ = make(name, num_layers=2, bidirectional=True)
+    states, rows = first_states(layer, 3), np.array([2, 0, 2, 2], np.int32)
+    gathered = convert(states, lambda state: state[:, rows])
+    x = draw(7, 4, INPUT)
+    expected = flat(layer(x, gathered, lengths=LENGTHS))
+    for actual, wanted in zip(
+        flat(layer(x, states, h0_rows=rows, lengths=LENGTHS)), expected, strict=True
+    ):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"h0_rows\[0\] is 3, expected 0 <= row < 3"):
+        layer(x, states, h0_rows=rows + 1, lengths=LENGTHS)
+
+
 def test_wrong_dtypes():
     layer, _ = make("gru")
     with pytest.raises(TypeError, match=r"^GRU: x\b"):

@@ -6,7 +6,16 @@ import itertools
 import numpy as np
 import pytest
 import softgate
-from cases import DIRECTIONS, GATES, RAGGED, RECURRENT, RECURRENT_LOW, RecurrentCase, offsets
+from cases import (
+    DIRECTIONS,
+    GATES,
+    RAGGED,
+    RECURRENT,
+    RECURRENT_LOW,
+    RECURRENT_SHARED,
+    RecurrentCase,
+    offsets,
+)
 from layouts import LAYOUTS, SPOILED, Guarded, place, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, quantized_state_error, recurrent_scales
@@ -21,6 +30,7 @@ OPS = {
     "gru_reset_before": ("gru", ops.gru, ops.gru_cell, reference.gru),
 }
 STATES = ("h0", "c0")
+EVERY = [*RECURRENT, *RECURRENT_SHARED, *RECURRENT_LOW]
 
 
 def name_of(case):
@@ -92,7 +102,7 @@ def exact(case):
     return with_weights(weights), recurrent_scales(with_weights, weights)
 
 
-@pytest.mark.parametrize("case", RECURRENT, ids=str)
+@pytest.mark.parametrize("case", [*RECURRENT, *RECURRENT_SHARED], ids=str)
 def test_matches_reference(case):
     expected, scales = exact(case)
     assert_all_close(run(case, **case.arguments()), expected, scales, terms=terms(case))
@@ -115,7 +125,7 @@ def test_low_precision_matches_the_reference_on_the_same_weights(case):
         assert_close(result, array, scale=scale, terms=terms(case), besides=allowed)
 
 
-@pytest.mark.parametrize("case", [*RECURRENT, *RECURRENT_LOW], ids=str)
+@pytest.mark.parametrize("case", EVERY, ids=str)
 def test_writes_out_and_nothing_else(case):
     a = case.arguments()
     expected, *last = run(case, **a)
@@ -127,7 +137,7 @@ def test_writes_out_and_nothing_else(case):
     guarded.assert_intact()
 
 
-@pytest.mark.parametrize("case", [*RECURRENT, *RECURRENT_LOW], ids=str)
+@pytest.mark.parametrize("case", EVERY, ids=str)
 def test_same_bits_on_any_thread_count(case, thread_counts):
     a = case.arguments()
     first, *others = [run(case, **a) for _ in thread_counts]
@@ -173,6 +183,29 @@ def test_a_sequence_does_not_depend_on_the_others(case):
         other_out, *other_last = run(case, **(a | spoiled))
         actual = [other_out[rows], *(state[:, b : b + 1] for state in other_last)]
         assert_all_same_bits(actual, expected)
+
+
+SHARED = [
+    RecurrentCase(kind, (1,) * 40 + RAGGED, 7, 40, direction=direction, dtype=dtype, shared=11)
+    for kind in GATES
+    for direction, dtype in (("bidirectional", "float32"), ("forward", "bfloat16"))
+]
+SHARED += [RecurrentCase("gru", RAGGED, 7, 40, dtype="int8", shared=2)]
+
+
+@pytest.mark.usefixtures("rows_of_any_number")
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_a_sequence_does_not_depend_on_those_that_share_its_state(case):
+    a = case.arguments()
+    a["weights"] = pack(a["weights"], case.dtype)
+    out, *last = run(case, **a)
+    starts = a["cu_seqlens"]
+    for b, length in enumerate(case.lengths):
+        rows = slice(starts[b], starts[b + 1])
+        alone = {"x": a["x"][rows], "cu_seqlens": offsets((length,))}
+        alone |= {"h0_rows": a["h0_rows"][b : b + 1]}
+        expected = [out[rows], *(state[:, b : b + 1] for state in last)]
+        assert_all_same_bits(run(case, **(a | alone)), expected)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -574,6 +607,14 @@ def shaped(*shape):
     return np.zeros(shape, np.float32)
 
 
+ROWS = np.array([1, 0], np.int32)  # of a batch of two
+
+
+def test_rows_are_int32():
+    with pytest.raises(TypeError, match=r"^lstm: h0_rows"):
+        run(SMALL, **SMALL.arguments(), h0_rows=ROWS.astype(np.int64))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -586,6 +627,14 @@ def shaped(*shape):
         pytest.param({"h0": shaped(2, 4)}, "h0", id="h0_two_dimensions"),
         pytest.param({"c0": shaped(2, 3, 9)}, "c0", id="c0_batch"),
         pytest.param({"c0": shaped(2, 2, 4)}, "c0", id="c0_is_projected"),
+        pytest.param({"h0_rows": ROWS[:1]}, "h0_rows", id="h0_rows_of_too_few"),
+        pytest.param({"h0_rows": ROWS[:, None]}, "h0_rows", id="h0_rows_of_two_dimensions"),
+        pytest.param(
+            {"h0_rows": ROWS + 1}, r"h0_rows\[0\] is 2, expected 0 <= row < 2", id="row_2"
+        ),
+        pytest.param({"h0_rows": ROWS - 1}, r"h0_rows\[1\] is -1", id="row_below_0"),
+        pytest.param({"h0_rows": ROWS, "h0": None}, "h0_rows without h0", id="no_h0"),
+        pytest.param({"h0_rows": ROWS, "c0": shaped(2, 3, 9)}, "c0", id="c0_rows"),
         pytest.param({"out": shaped(8, 4)}, "out", id="out_of_one_direction"),
         pytest.param({"out": shaped(7, 8)}, "out", id="out_rows"),
         pytest.param({"out": read_only(shaped(8, 8))}, "out is read-only", id="out_read_only"),

@@ -165,6 +165,13 @@ def test_weights_and_inputs_share_a_device_and_a_dtype(device):
         ops.lstm(**(there | {"x": there["x"].to(device, "float16")}))
 
 
+def test_rows_of_states_are_for_the_cpu(device):
+    a = given(RecurrentCase("gru", (3, 5)), device, "float32")
+    rows = softgate.Tensor(np.zeros(2, np.int32)).to(device)
+    with pytest.raises(ValueError, match=rf"^gru: h0_rows is for the CPU, x is on {device}$"):
+        ops.gru(**a, h0_rows=rows)
+
+
 def test_weights_on_a_device_stay_as_they_are(device):
     (weight,) = RecurrentCase("gru", (), 5, 9).arguments()["weights"]
     there = {name: on_device(v, device, "float32", "contiguous") for name, v in weight.items()}

@@ -10,12 +10,12 @@ from cases import (
     SAMPLE,
     SOFTCAP,
     TOKEN_LOGPROBS,
-    TOP_LOGPROBS,
+    TOP_CONTINUATIONS,
     PenalizeCase,
     SampleCase,
     SoftcapCase,
     TokenLogprobsCase,
-    TopLogprobsCase,
+    TopContinuationsCase,
 )
 from layouts import SPOILED, Guarded, place, read_only
 from softgate import ops, reference
@@ -393,54 +393,73 @@ def test_ids_may_be_views():
     assert_same_bits(ops.token_logprobs(**moved), ops.token_logprobs(**a))
 
 
-@pytest.mark.parametrize("case", TOP_LOGPROBS, ids=str)
-def test_top_logprobs_match_reference(case):
+@pytest.mark.parametrize("case", TOP_CONTINUATIONS, ids=str)
+def test_top_continuations_match_reference(case):
     a = case.arguments()
-    expected, expected_ids = reference.top_logprobs(**a)
-    logprobs, ids = ops.top_logprobs(**a)
-    np.testing.assert_array_equal(ids, expected_ids)
+    expected, *expected_places = reference.top_continuations(**a)
+    sums, *places = ops.top_continuations(**a)
+    for actual, wanted in zip(places, expected_places, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+    rows, ids = expected_places
     finite = expected > -np.inf
-    np.testing.assert_array_equal(logprobs > -np.inf, finite)
-    scale = np.array([logprobs_scale(a["logits"], column) for column in expected_ids.T]).T
-    actual, expected = np.where(finite, logprobs, 0), np.where(finite, expected, 0)
-    assert_close(actual, expected, scale=scale.reshape(ids.shape), terms=case.vocab)
+    np.testing.assert_array_equal(sums > -np.inf, finite)
+    logits = a["logits"][rows[finite]]
+    scale = logprobs_scale(logits, ids[finite]) + np.abs(a["scores"].reshape(-1)[rows[finite]])
+    assert_close(sums[finite], expected[finite], scale=scale, terms=case.vocab)
 
 
-@pytest.mark.parametrize("case", TOP_LOGPROBS[::4], ids=str)
-def test_top_logprobs_same_bits_on_any_thread_count(case, thread_counts):
+@pytest.mark.parametrize("case", TOP_CONTINUATIONS[::4], ids=str)
+def test_top_continuations_same_bits_on_any_thread_count(case, thread_counts):
     a = case.arguments()
-    first, *others = [ops.top_logprobs(**a) for _ in thread_counts]
+    first, *others = [ops.top_continuations(**a) for _ in thread_counts]
     for other in others:
         for one, another in zip(first, other, strict=True):
             assert_same_bits(one, another)
 
 
-def test_top_logprobs_of_spoiled_rows():
-    a = TopLogprobsCase(4, 200, 3).arguments()
-    a["logits"][0, 3], a["logits"][1, 150], a["logits"][2] = np.nan, np.inf, -np.inf
-    logprobs, _ = ops.top_logprobs(**a)
-    assert np.isnan(logprobs[:3]).all()
-    assert np.isfinite(logprobs[3]).all()
+def test_a_prompt_does_not_depend_on_the_others():
+    a = TopContinuationsCase(5, 3, 70, 6).arguments()
+    whole = ops.top_continuations(**a)
+    for i in range(5):
+        part = {"logits": a["logits"][3 * i : 3 * i + 3], "scores": a["scores"][i : i + 1]}
+        alone = ops.top_continuations(**(a | part | {"cu_banned": np.zeros(4, np.int32)}))
+        for one, among, shift in zip(alone, whole, (0, 3 * i, 0), strict=True):
+            assert_same_bits(one[0] + one.dtype.type(shift), among[i])
+
+
+def test_top_continuations_of_spoiled_rows():
+    a = TopContinuationsCase(3, 3, 200, 4).arguments()
+    logits, scores = a["logits"], a["scores"]
+    logits[0, 3], logits[1, 150], logits[3] = np.nan, np.inf, -np.inf
+    scores[1, 1], scores[2] = np.nan, -np.inf
+    sums, rows, ids = ops.top_continuations(**a)
+    assert np.isfinite(sums[:2]).all()
+    assert rows.tolist() == [[2] * 4, [5] * 4, [6] * 4]
+    assert sums[2].tolist() == [-np.inf] * 4
+    assert ids[2].tolist() == [0] * 4
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"count": 0}, ValueError, "count is 0, expected 1 to the 4 columns"),
-        ({"count": 5}, ValueError, "count is 5, expected 1 to the 4 columns"),
+        ({"count": 0}, ValueError, "count is 0, expected at least 1"),
         ({"banned": np.array([4], np.int32)}, ValueError, r"banned\[0\] is 4, expected 0 <= id"),
         ({"banned": np.zeros(1, np.int64)}, TypeError, "banned"),
         ({"cu_banned": np.array([0, 1], np.int32)}, ValueError, "cu_banned has 2 offsets"),
         ({"cu_banned": np.array([0, 2, 1], np.int32)}, ValueError, "cu_banned"),
         ({"logits": np.zeros((2, 4))}, TypeError, "logits"),
         ({"logits": np.zeros(4, np.float32)}, ValueError, "logits"),
+        ({"logits": np.zeros((3, 4), np.float32)}, ValueError, r"logits has shape \[3, 4\]"),
+        ({"scores": np.zeros((1, 2))}, TypeError, "scores"),
+        ({"scores": np.zeros(2, np.float32)}, ValueError, "scores"),
+        ({"scores": np.zeros((2, 0), np.float32)}, ValueError, "scores has no columns"),
     ],
     ids=str,
 )
-def test_top_logprobs_bad_argument(change, error, message):
+def test_top_continuations_bad_argument(change, error, message):
     a = {
-        "logits": np.ones((2, 4), np.float32), "count": 2, "banned": np.zeros(1, np.int32),
-        "cu_banned": np.array([0, 1, 1], np.int32),
+        "logits": np.ones((2, 4), np.float32), "scores": np.zeros((1, 2), np.float32), "count": 2,
+        "banned": np.zeros(1, np.int32), "cu_banned": np.array([0, 1, 1], np.int32),
     }  # fmt: skip
-    with pytest.raises(error, match=rf"^top_logprobs: {message}"):
-        ops.top_logprobs(**(a | change))
+    with pytest.raises(error, match=rf"^top_continuations: {message}"):
+        ops.top_continuations(**(a | change))

@@ -304,15 +304,17 @@ py::object token_logprobs(py::handle logits, py::handle ids) {
   return to_result(std::move(result), logits, py::none());
 }
 
-py::tuple top_logprobs(py::handle logits, std::int64_t count, py::handle banned,
-                       py::handle cu_banned) {
-  const char* op = "top_logprobs";
+py::tuple top_continuations(py::handle logits, py::handle scores, std::int64_t count,
+                            py::handle banned, py::handle cu_banned) {
+  const char* op = "top_continuations";
   const Tensor logits_ = to_tensor({op, "logits"}, logits);
+  const Tensor scores_ = to_tensor({op, "scores"}, scores);
   const Tensor banned_ = to_tensor({op, "banned", "int32"}, banned);
   const Tensor cu_banned_ = to_tensor({op, "cu_banned", "int32"}, cu_banned);
-  TopLogprobs result =
-      without_gil([&] { return softgate::top_logprobs(logits_, count, banned_, cu_banned_); });
-  return py::make_tuple(to_result(std::move(result.logprobs), logits, py::none()),
+  Continuations result = without_gil(
+      [&] { return softgate::top_continuations(logits_, scores_, count, banned_, cu_banned_); });
+  return py::make_tuple(to_result(std::move(result.sums), logits, py::none()),
+                        to_result(std::move(result.rows), logits, py::none()),
                         to_result(std::move(result.ids), logits, py::none()));
 }
 
@@ -326,7 +328,7 @@ const RecurrentWeight& to_recurrent_weight(const char* op, py::handle object) {
 }
 
 py::tuple recurrent(const std::string& op, py::handle x, py::handle cu_seqlens,
-                    const py::list& weights, py::handle h0, py::handle c0,
+                    const py::list& weights, py::handle h0, py::handle c0, py::handle h0_rows,
                     const std::string& direction, py::handle out) {
   const char* name = op.c_str();
   const Tensor x_ = to_tensor({name, "x"}, x);
@@ -335,9 +337,10 @@ py::tuple recurrent(const std::string& op, py::handle x, py::handle cu_seqlens,
   for (const py::handle weight : weights) weights_.push_back(&to_recurrent_weight(name, weight));
   const auto h0_ = to_optional_tensor({name, "h0"}, h0);
   const auto c0_ = to_optional_tensor({name, "c0"}, c0);
+  const auto h0_rows_ = to_optional_tensor({name, "h0_rows", "int32"}, h0_rows);
   auto out_ = to_optional_tensor({name, "out"}, out);
   RecurrentResult result = without_gil([&] {
-    return softgate::recurrent(name, x_, cu_seqlens_, weights_, h0_, c0_, direction,
+    return softgate::recurrent(name, x_, cu_seqlens_, weights_, h0_, c0_, h0_rows_, direction,
                                std::move(out_));
   });
   py::object first = to_result(std::move(result.out), x, out);
@@ -460,7 +463,7 @@ void register_ops(py::module_& m) {
   m.def("pack_recurrent", &pack_recurrent, arg("kind"), arg("weight_ih"), arg("weight_hh"),
         arg("bias_ih"), arg("bias_hh"), arg("weight_hr"), arg("dtype"));
   m.def("recurrent", &recurrent, arg("op"), arg("x"), arg("cu_seqlens"), arg("weights"), arg("h0"),
-        arg("c0"), arg("direction"), arg("out"));
+        arg("c0"), arg("h0_rows"), arg("direction"), arg("out"));
   m.def("recurrent_cell", &recurrent_cell, arg("op"), arg("x"), arg("weight"), arg("h"), arg("c"));
   m.def("softmax", &softmax, arg("x"), arg("out"));
   m.def("pool", &pool, arg("x"), arg("cu_seqlens"), arg("mode"), arg("out"));
@@ -475,8 +478,8 @@ void register_ops(py::module_& m) {
         arg("cu_seqlens"), arg("sources"), arg("v"));
   m.def("softcap", &softcap, arg("logits"), arg("cap"));
   m.def("token_logprobs", &token_logprobs, arg("logits"), arg("ids"));
-  m.def("top_logprobs", &top_logprobs, arg("logits"), arg("count"), arg("banned"),
-        arg("cu_banned"));
+  m.def("top_continuations", &top_continuations, arg("logits"), arg("scores"), arg("count"),
+        arg("banned"), arg("cu_banned"));
 }
 
 }  // namespace softgate::bindings

@@ -10,40 +10,34 @@ namespace {
 SG_INLINE void store_blend(float* to, vf z, vf n, vf h) { store(to, fma(z, sub(h, n), n)); }
 
 void finish_after(const UnitBlock& block) {
-  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t unit) {
+  for_each_row(block, [](const float* sums, const float* h, float* next, float* recurrent) {
     const auto sum = [&](int i, int half) { return load(sums + i * kPanel + half * kLanes); };
-    const float* recurrent = block.c + unit;
     vf rz[] = {sum(1, 0), sum(1, 1), sum(2, 0), sum(2, 1)};
     sigmoid(rz);
     vf n[] = {fma(rz[0], load(recurrent), sum(0, 0)),
               fma(rz[1], load(recurrent + kLanes), sum(0, 1))};
     tanh(n);
-    for (int i = 0; i < 2; ++i) {
-      const std::int64_t place = state + i * kLanes;
-      store_blend(block.next + place, rz[2 + i], n[i], load(block.h + place));
-    }
+    for (int i = 0; i < 2; ++i)
+      store_blend(next + i * kLanes, rz[2 + i], n[i], load(h + i * kLanes));
   });
 }
 
 void reset(const UnitBlock& block) {
-  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t) {
+  for_each_row(block, [](const float* sums, const float* h, float* next, float*) {
     vf r[] = {load(sums + kPanel), load(sums + kPanel + kLanes)};
     sigmoid(r);
-    store(block.next + state, mul(r[0], load(block.h + state)));
-    store(block.next + state + kLanes, mul(r[1], load(block.h + state + kLanes)));
+    store(next, mul(r[0], load(h)));
+    store(next + kLanes, mul(r[1], load(h + kLanes)));
   });
 }
 
 void finish_before(const UnitBlock& block) {
-  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t) {
+  for_each_row(block, [](const float* sums, const float* h, float* next, float*) {
     vf z[] = {load(sums + 2 * kPanel), load(sums + 2 * kPanel + kLanes)};
     vf n[] = {load(sums), load(sums + kLanes)};
     sigmoid(z);
     tanh(n);
-    for (int i = 0; i < 2; ++i) {
-      const std::int64_t place = state + i * kLanes;
-      store_blend(block.next + place, z[i], n[i], load(block.h + place));
-    }
+    for (int i = 0; i < 2; ++i) store_blend(next + i * kLanes, z[i], n[i], load(h + i * kLanes));
   });
 }
 

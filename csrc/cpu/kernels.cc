@@ -33,7 +33,7 @@ void source_attention(const SourceAttentionArgs&);
 void store_panel(const PanelArgs&);
 std::int64_t stored_panel_bytes(DType, std::int64_t depth);
 void token_logprobs(const TokenLogprobsArgs<float>&);
-void top_logprobs(const TopLogprobsArgs&);
+void top_continuations(const TopContinuationsArgs&);
 void unpack(const PackArgs&);
 
 static constexpr Kernels kTable = {
@@ -62,7 +62,7 @@ static constexpr Kernels kTable = {
     .store_panel = store_panel,
     .stored_panel_bytes = stored_panel_bytes,
     .token_logprobs = token_logprobs,
-    .top_logprobs = top_logprobs,
+    .top_continuations = top_continuations,
     .unpack = unpack,
     .panel_width = kPanel,
 };

@@ -43,7 +43,7 @@ struct Kernels {
   void (*store_panel)(const PanelArgs&);
   std::int64_t (*stored_panel_bytes)(DType, std::int64_t depth);
   void (*token_logprobs)(const TokenLogprobsArgs<float>&);
-  void (*top_logprobs)(const TopLogprobsArgs&);
+  void (*top_continuations)(const TopContinuationsArgs&);
   void (*unpack)(const PackArgs&);
   int panel_width;  // columns of one packed panel (ops/linear.h)
 };

@@ -80,6 +80,10 @@ class Member {
   std::int64_t token(std::int64_t i, std::int64_t step) const {
     return first_token(i) + (direction_.reverse ? -step : step);
   }
+  // Of h0 and c0.
+  std::int64_t state_row(std::int64_t i) const {
+    return args_.state_rows ? args_.state_rows[i] : args_.order[i];
+  }
   std::int64_t length(std::int64_t i) const {
     const std::int32_t sequence = args_.order[i];
     return args_.cu_seqlens[sequence + 1] - args_.cu_seqlens[sequence];
@@ -88,6 +92,13 @@ class Member {
   // The states before a step: two take turns.
   float* h(std::int64_t step) const {
     return direction_.h + (step % 2) * args_.batch * args_.state_stride;
+  }
+  // Are those of one run of sequences one?
+  bool shares(std::int64_t step) const { return args_.runs && step == 0; }
+  // The state after a sequence. Of one without tokens a shared one has been written over since.
+  const float* last_state(std::int64_t i) const {
+    if (shares(length(i))) return direction_.h0 + state_row(i) * direction_.h0_stride;
+    return h(length(i)) + i * args_.state_stride;
   }
   float* c(std::int64_t block) const { return direction_.c + block * args_.batch * kPanel; }
   // Where blocks are projected late, one group's sums take the place of those that are done with.
@@ -114,9 +125,10 @@ class Member {
   void load_states() {
     const Range rows = own(args_.batch);
     for (std::int64_t i = rows.begin; i < rows.end; ++i) {
-      float* to = h(0) + i * args_.state_stride;
+      if (shares(0) && i > 0 && args_.runs[i] == args_.runs[i - 1]) continue;
+      float* to = h(0) + (shares(0) ? args_.runs[i] : i) * args_.state_stride;
       const std::int64_t given = direction_.h0 ? args_.output_size : 0;
-      if (given > 0) copy(to, direction_.h0 + args_.order[i] * direction_.h0_stride, given);
+      if (given > 0) copy(to, direction_.h0 + state_row(i) * direction_.h0_stride, given);
       clear(to + given, args_.state_stride - given);
     }
     if (args_.kind != RecurrentKind::lstm) return;
@@ -124,15 +136,14 @@ class Member {
       clear(c(block), args_.batch * kPanel);
       for (std::int64_t i = 0; direction_.c0 && i < args_.batch; ++i)
         copy(c(block) + i * kPanel,
-             direction_.c0 + args_.order[i] * direction_.c0_stride + block * kPanel, units(block));
+             direction_.c0 + state_row(i) * direction_.c0_stride + block * kPanel, units(block));
     }
   }
 
   void store_states() {
     const Range rows = own(args_.batch);
     for (std::int64_t i = rows.begin; direction_.h_n && i < rows.end; ++i)
-      copy(direction_.h_n + args_.order[i] * args_.output_size,
-           h(length(i)) + i * args_.state_stride, args_.output_size);
+      copy(direction_.h_n + args_.order[i] * args_.output_size, last_state(i), args_.output_size);
     if (args_.kind != RecurrentKind::lstm) return;
     for (std::int64_t block = blocks_.begin; block < blocks_.end; ++block)
       for (std::int64_t i = 0; i < args_.batch; ++i)
@@ -249,9 +260,10 @@ class Member {
   };
 
   void multiply_and_finish(const Phase& phase, const Rows& rows, const float* from, float* to) {
-    const Operand x{.a = from + rows.begin * args_.state_stride,
+    const Range states = shares(rows, phase) ? runs(rows) : Range{rows.begin, rows.end};
+    const Operand x{.a = from + states.begin * args_.state_stride,
                     .stride = args_.state_stride,
-                    .rows = rows.count(),
+                    .rows = states.end - states.begin,
                     .depth = args_.output_size};
 #if defined(SOFTGATE_ISA_AVX512)
     if (args_.splits_steps && args_.active[rows.step] >= kMinSplitStepRows)
@@ -282,15 +294,52 @@ class Member {
         for (int gate = 0; gate < phase.gates; ++gate)
           targets[count++] = target(phase, block, rows, gate);
       }
-      product.add(targets, count);
+      if (shares(rows, phase)) {
+        add_shared(product, rows, targets, count);
+      } else {
+        product.add(targets, count);
+      }
+      const std::int32_t* states = shares(rows.step) ? args_.runs + rows.begin : nullptr;
+      const std::int64_t first_state = states ? 0 : rows.begin;
       for (std::int64_t block = begin; block < end; ++block)
         phase.finish({.rows = rows.count(),
                       .sums = sums(block, rows.first_row + rows.begin),
                       .sums_stride = sums_stride(),
-                      .h = h(rows.step) + rows.begin * args_.state_stride + block * kPanel,
+                      .h = h(rows.step) + first_state * args_.state_stride + block * kPanel,
+                      .states = states,
                       .c = c(block) + rows.begin * kPanel,
                       .next = to + rows.begin * args_.state_stride + block * kPanel,
                       .state_stride = args_.state_stride});
+    }
+  }
+
+  // Does a phase multiply the states before the step, and does each run of rows have one?
+  bool shares(const Rows& rows, const Phase& phase) const {
+    return shares(rows.step) && phase.first_gate == 0;
+  }
+  Range runs(const Rows& rows) const {
+    return {args_.runs[rows.begin], args_.runs[rows.end - 1] + 1};
+  }
+
+  // Each run's product, then that to the sums of the run's rows.
+  template <class Product>
+  void add_shared(const Product& product, const Rows& rows, const Target* targets, int count) {
+    const Range states = runs(rows);
+    const std::int64_t stride = count * kPanel;
+    float* products =
+        direction_.products + blocks_.begin * args_.batch * gates_of(args_.kind) * kPanel;
+    clear(products, (states.end - states.begin) * stride);
+    Target once[kPanelsAtOnce];
+    for (int i = 0; i < count; ++i)
+      once[i] = {targets[i].panel, targets[i].scales, products + i * kPanel, stride};
+    product.add(once, count);
+    for (std::int64_t row = 0; row < rows.count(); ++row) {
+      const float* from = products + (args_.runs[rows.begin + row] - states.begin) * stride;
+      for (int i = 0; i < count; ++i) {
+        float* sums = targets[i].sums + row * targets[i].stride;
+        for (int j = 0; j < kPanel; j += kLanes)
+          store(sums + j, add(load(sums + j), load(from + i * kPanel + j)));
+      }
     }
   }
 

@@ -6,17 +6,17 @@ namespace softgate::cpu::SOFTGATE_ISA {
 namespace {
 
 void finish_tanh(const UnitBlock& block) {
-  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t) {
+  for_each_row(block, [](const float* sums, const float*, float* next, float*) {
     vf h[] = {load(sums), load(sums + kLanes)};
     tanh(h);
-    store(block.next + state, h[0]);
-    store(block.next + state + kLanes, h[1]);
+    store(next, h[0]);
+    store(next + kLanes, h[1]);
   });
 }
 
 void finish_relu(const UnitBlock& block) {
-  for_each_row(block, [&](const float* sums, std::int64_t state, std::int64_t) {
-    for (int j = 0; j < kPanel; j += kLanes) store(block.next + state + j, relu(load(sums + j)));
+  for_each_row(block, [](const float* sums, const float*, float* next, float*) {
+    for (int j = 0; j < kPanel; j += kLanes) store(next + j, relu(load(sums + j)));
   });
 }
 

@@ -12,7 +12,7 @@ void sample(const SampleArgs<float>& args);
 void penalize(const PenalizeArgs<float>& args);
 void softcap(const SoftcapArgs<float>& args);
 void token_logprobs(const TokenLogprobsArgs<float>& args);
-void top_logprobs(const TopLogprobsArgs& args);
+void top_continuations(const TopContinuationsArgs& args);
 
 namespace {
 
@@ -262,46 +262,59 @@ float sum_of_exponentials(const float* x, std::int64_t n, float largest) {
   }));
 }
 
-// The largest logits of one row so far, in order. Ids come in theirs, so that of equals the lowest
-// is found first and stays in front.
-class Top {
+// The best continuations of one prompt so far, in order. Rows and their ids come in theirs, so that
+// of equals the first is found first and stays in front.
+class Best {
  public:
-  Top(const TopLogprobsArgs& args, std::int64_t row)
-      : logits_(args.logprobs + row * args.count),
-        ids_(args.ids + row * args.count),
-        count_(args.count),
-        banned_(args.banned + args.cu_banned[row]),
-        end_(args.banned + args.cu_banned[row + 1]) {
-    for (std::int64_t i = 0; i < count_; ++i) {
-      logits_[i] = -kInf;
+  Best(const TopContinuationsArgs& args, std::int64_t prompt)
+      : args_(args),
+        sums_(args.sums + prompt * args.count),
+        rows_(args.rows + prompt * args.count),
+        ids_(args.ids + prompt * args.count) {
+    for (std::int64_t i = 0; i < args.count; ++i) {
+      sums_[i] = -kInf;
+      rows_[i] = static_cast<std::int32_t>(prompt * args.beams);
       ids_[i] = 0;
     }
   }
 
-  // A logit must be larger to be kept.
-  float least() const { return logits_[count_ - 1]; }
-
-  void offer(float logit, std::int32_t id) {
-    for (const std::int32_t* banned = banned_; banned != end_; ++banned)
-      if (*banned == id) return;
-    std::int64_t place = count_ - 1;
-    for (; place > 0 && logits_[place - 1] < logit; --place) {
-      logits_[place] = logits_[place - 1];
-      ids_[place] = ids_[place - 1];
+  void add(std::int64_t row, float score) {
+    if (!(score > -kInf)) return;
+    const std::int64_t n = args_.vocab;
+    const float* x = args_.logits + row * args_.logits_stride;
+    const float largest = row_max(x, n);
+    const float log_total = __builtin_logf(sum_of_exponentials(x, n, largest));
+    const auto sum_of = [=](float logit) { return score + ((logit - largest) - log_total); };
+    for (std::int64_t first = 0; first < n; first += kBlock) {
+      const std::int64_t count = min_int(kBlock, n - first);
+      // Sums do not fall as logits rise, rounded or not.
+      if (!(sum_of(n <= kBlock ? largest : row_max(x + first, count)) > least())) continue;
+      for (std::int64_t i = first; i < first + count; ++i)
+        if (const float sum = sum_of(x[i]); sum > least()) offer(sum, row, i);
     }
-    logits_[place] = logit;
-    ids_[place] = id;
-  }
-
-  void to_logprobs(float largest, float log_total) {
-    for (std::int64_t i = 0; i < count_; ++i) logits_[i] = (logits_[i] - largest) - log_total;
   }
 
  private:
-  float* logits_;
-  std::int32_t* ids_;
-  std::int64_t count_;
-  const std::int32_t *banned_, *end_;
+  // A sum must be larger to be kept.
+  float least() const { return sums_[args_.count - 1]; }
+
+  void offer(float sum, std::int64_t row, std::int64_t id) {
+    for (std::int64_t i = args_.cu_banned[row]; i < args_.cu_banned[row + 1]; ++i)
+      if (args_.banned[i] == id) return;
+    std::int64_t place = args_.count - 1;
+    for (; place > 0 && sums_[place - 1] < sum; --place) {
+      sums_[place] = sums_[place - 1];
+      rows_[place] = rows_[place - 1];
+      ids_[place] = ids_[place - 1];
+    }
+    sums_[place] = sum;
+    rows_[place] = static_cast<std::int32_t>(row);
+    ids_[place] = static_cast<std::int32_t>(id);
+  }
+
+  const TopContinuationsArgs& args_;
+  float* sums_;
+  std::int32_t *rows_, *ids_;
 };
 
 }  // namespace
@@ -355,22 +368,13 @@ void token_logprobs(const TokenLogprobsArgs<float>& args) {
   });
 }
 
-void top_logprobs(const TopLogprobsArgs& args) {
-  const std::int64_t n = args.vocab;
-  for_each_row_range(args.rows, 2 * kFloat * n, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const float* x = args.logits + row * args.stride;
-      Top top(args, row);
-      float largest = -kInf;
-      for (std::int64_t first = 0; first < n; first += kBlock) {
-        const std::int64_t count = min_int(kBlock, n - first);
-        const float here = row_max(x + first, count);
-        if (here > largest) largest = here;
-        if (here <= top.least()) continue;
-        for (std::int64_t i = first; i < first + count; ++i)
-          if (x[i] > top.least()) top.offer(x[i], static_cast<std::int32_t>(i));
-      }
-      top.to_logprobs(largest, __builtin_logf(sum_of_exponentials(x, n, largest)));
+void top_continuations(const TopContinuationsArgs& args) {
+  const std::int64_t bytes = 2 * kFloat * args.beams * args.vocab;
+  for_each_row_range(args.prompts, bytes, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t prompt = begin; prompt < end; ++prompt) {
+      Best best(args, prompt);
+      for (std::int64_t beam = 0; beam < args.beams; ++beam)
+        best.add(prompt * args.beams + beam, args.scores[prompt * args.scores_stride + beam]);
     }
   });
 }

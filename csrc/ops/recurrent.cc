@@ -102,15 +102,50 @@ void check_state(const char* op, const char* argument, const std::optional<Tenso
   if (state) check_tensor(op, argument, *state, element_type(weight), shape, weight.device());
 }
 
+void check_rows(const char* op, const Tensor& h0_rows, std::int64_t batch,
+                const std::optional<Tensor>& h0, Device device) {
+  check(device.kind == DeviceKind::cpu, op, ": h0_rows is for the CPU, x is on ", name(device));
+  check(h0.has_value(), op, ": h0_rows without h0, whose rows they are");
+  check_tensor(op, "h0_rows", h0_rows, DType::int32, {batch}, device);
+  const auto* rows = h0_rows.data<std::int32_t>();
+  const std::int64_t states = h0->size(1);
+  for (std::int64_t i = 0; i < batch; ++i) {
+    if (rows[i] < 0 || rows[i] >= states) [[unlikely]]
+      check(false, op, ": h0_rows[", i, "] is ", rows[i], ", expected 0 <= row < ", states,
+            ", the rows of h0");
+  }
+}
+
+// See RecurrentArgs. Sequences of one length go by their rows, so that equal ones come together.
+struct Sharing {
+  std::vector<std::int32_t> state_rows, runs;
+
+  Sharing(const std::int32_t* h0_rows, const std::int32_t* cu_seqlens,
+          std::vector<std::int32_t>& order) {
+    const auto key = [=](std::int32_t i) {
+      return std::pair(cu_seqlens[i] - cu_seqlens[i + 1], h0_rows[i]);
+    };
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::int32_t a, std::int32_t b) { return key(a) < key(b); });
+    std::int32_t run = 0;
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      if (i > 0 && key(order[i]) != key(order[i - 1])) ++run;
+      state_rows.push_back(h0_rows[order[i]]);
+      runs.push_back(run);
+    }
+  }
+};
+
 // The memory that a call works in; see RecurrentDirection.
 struct Workspace {
-  Tensor x, gates, h, intermediate, c;
+  Tensor x, gates, h, products, intermediate, c;
 
   Workspace(const RecurrentArgs& args, std::int64_t blocks) {
     const std::int64_t width = cpu::kernels().panel_width;
     if (args.x) x = Tensor::empty({args.chunk_rows, args.work_x_stride});
     gates = Tensor::empty({args.chunk_rows, args.gates_stride});
     h = Tensor::empty({2, args.batch, args.state_stride});
+    if (args.runs) products = Tensor::empty({blocks, args.batch, gates_of(args.kind) * width});
     intermediate = Tensor::empty({args.batch, args.state_stride});
     c = Tensor::empty({blocks, args.batch, width});
   }
@@ -132,8 +167,8 @@ void run(const RecurrentArgs& args) {
 RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets& cu_seqlens,
                           const std::vector<const RecurrentWeight*>& weights,
                           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
-                          const std::string& direction, std::optional<Tensor> out,
-                          bool wants_last) {
+                          const std::optional<Tensor>& h0_rows, const std::string& direction,
+                          std::optional<Tensor> out, bool wants_last) {
   const Directions directions = parse_direction(op, direction);
   const auto count = static_cast<std::size_t>(directions.count);
   check(weights.size() == count, op, ": weights are ", weights.size(), " for direction '",
@@ -146,8 +181,10 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
   cu_seqlens.check_fit(op, "cu_seqlens", x.size(0), device);
   const std::int64_t batch = cu_seqlens.batch();
   const std::int64_t hidden = weight.hidden_size(), output = weight.output_size();
-  check_state(op, "h0", h0, weight, {directions.count, batch, output});
-  check_state(op, "c0", c0, weight, {directions.count, batch, hidden});
+  check_state(op, "h0", h0, weight, {directions.count, h0_rows ? -1 : batch, output});
+  if (h0_rows) check_rows(op, *h0_rows, batch, h0, device);
+  const std::int64_t states = h0_rows ? h0->size(1) : batch;
+  check_state(op, "c0", c0, weight, {directions.count, states, hidden});
 
   RecurrentResult result;
   const DType dtype = element_type(weight);
@@ -157,6 +194,7 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
   check_overlap(op, result.out, "cu_seqlens", cu_seqlens.cu_seqlens(), false);
   if (h0) check_overlap(op, result.out, "h0", *h0, false);
   if (c0) check_overlap(op, result.out, "c0", *c0, false);
+  if (h0_rows) check_overlap(op, result.out, "h0_rows", *h0_rows, false);
   result.h_n = Tensor::empty({directions.count, batch, output}, dtype, device);
   if (weight.kind() == RecurrentKind::lstm)
     result.c_n = Tensor::empty({directions.count, batch, hidden}, dtype, device);
@@ -165,7 +203,9 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
     return result;
   }
 
-  const SequenceSchedule schedule(cu_seqlens.host(), batch);
+  SequenceSchedule schedule(cu_seqlens.host(), batch);
+  std::optional<Sharing> sharing;
+  if (h0_rows) sharing.emplace(h0_rows->data<std::int32_t>(), cu_seqlens.host(), schedule.order);
   const std::int64_t width = cpu::kernels().panel_width;
   const std::int64_t blocks = (hidden + width - 1) / width;
   const std::int64_t gates_stride = spread(blocks * gates_of(weight.kind()) * width);
@@ -178,6 +218,8 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
       .cu_seqlens = cu_seqlens.host(),
       .order = schedule.order.data(),
       .active = schedule.active.data(),
+      .state_rows = sharing ? sharing->state_rows.data() : nullptr,
+      .runs = sharing ? sharing->runs.data() : nullptr,
       .batch = batch,
       .steps = static_cast<std::int64_t>(schedule.active.size()),
       .input_size = weight.input_size(),
@@ -211,6 +253,7 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
         .x = args.x ? work.x.data<float>() : nullptr,
         .gates = work.gates.data<float>(),
         .h = work.h.data<float>(),
+        .products = sharing ? work.products.data<float>() : nullptr,
         .intermediate = work.intermediate.data<float>(),
         .c = work.c.data<float>(),
     };
@@ -242,7 +285,7 @@ std::pair<Tensor, std::optional<Tensor>> recurrent_cell(const char* op, const Te
   std::optional<Tensor> c0;
   if (c) c0 = stacked(*c);
   RecurrentResult result = recurrent(layer.c_str(), x, cu_seqlens, {&weight}, stacked(h), c0,
-                                     "forward", std::nullopt, false);
+                                     std::nullopt, "forward", std::nullopt, false);
   return {std::move(result.out), result.c_n ? std::optional(result.c_n->select(0, 0)) : c};
 }
 

@@ -12,13 +12,16 @@
 //   identity matrix: W_ih x is a column of W_ih    cu_seqlens: int32 [batch + 1]
 //   out: [total_tokens, directions * output_size], the forward half first
 //   h0, h_n: [directions, batch, output_size]    c0, c_n: [directions, batch, hidden_size]
+//   h0_rows: int32 [batch], on the CPU: each sequence's row of h0 and c0, which then have any
+//   number of rows
 //
 // output_size is W_hr's number of rows, else hidden_size. A direction that runs in reverse starts
 // at each sequence's last token. Missing states are zeros; a sequence of length 0 gives its initial
 // state back. out overlaps no input. NaN propagates.
 //
 // A sum adds, in a fixed order, the input's part and chains of fixed length over the state: results
-// do not depend on the batch's other sequences or on the number of threads. But where
+// do not depend on the batch's other sequences or on the number of threads. With h0_rows a first
+// step's chains are added to each other before the input's part. But where
 // Kernels::splits, float32 products with x, and with the states of steps of many sequences, are
 // formed from parts of the numbers (cpu/bfloat16_parts.h), as accurately.
 #pragma once
@@ -62,9 +65,10 @@ struct RecurrentDirection {
   float *h_n, *c_n;                   // h_n: or null
   std::int64_t h0_stride, c0_stride;  // elements between rows
   // Working memory, which the kernel fills.
-  float* x;             // [chunk_rows, work_x_stride]
-  float* gates;         // sums: [chunk_rows, gates_stride]
-  float* h;             // before a step and after it: [2, batch, state_stride]
+  float* x;      // [chunk_rows, work_x_stride]
+  float* gates;  // sums: [chunk_rows, gates_stride]
+  float* h;  // before a step, with runs at first one of each, and after: [2, batch, state_stride]
+  float* products;      // with runs, of those: [blocks, batch, gates, panel_width]
   float* intermediate;  // between a step's products: [batch, state_stride]
   float* c;  // [blocks, batch, panel_width]: lstm's state, gru's sums of n's recurrent part
 };
@@ -79,6 +83,9 @@ struct RecurrentArgs {
   const std::int32_t* cu_seqlens;
   const std::int32_t* order;   // [batch], by falling length
   const std::int32_t* active;  // [steps], how many sequences reach each step
+  // With h0_rows, else null. Of the sequences in order: their rows of h0 and c0, and how many
+  // changes of those, and of lengths, come before. What is of one run shares its first product.
+  const std::int32_t *state_rows, *runs;  // [batch]
   std::int64_t batch, steps;
   std::int64_t input_size, hidden_size, output_size;
   std::int64_t x_stride, out_stride;
@@ -220,8 +227,8 @@ void run_on_device(const Tensor& x, const SequenceOffsets& cu_seqlens,
 RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets& cu_seqlens,
                           const std::vector<const RecurrentWeight*>& weights,
                           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
-                          const std::string& direction, std::optional<Tensor> out,
-                          bool wants_last = true);
+                          const std::optional<Tensor>& h0_rows, const std::string& direction,
+                          std::optional<Tensor> out, bool wants_last = true);
 
 // One step. op is "rnn_cell", "lstm_cell" or "gru_cell"; x: [batch, input_size], h: [batch,
 // output_size], c: [batch, hidden_size]. Gives the next h and c.

@@ -154,32 +154,41 @@ Tensor token_logprobs(const Tensor& logits, const Tensor& ids) {
   return result;
 }
 
-TopLogprobs top_logprobs(const Tensor& logits, std::int64_t count, const Tensor& banned,
-                         const Tensor& cu_banned) {
-  const char* op = "top_logprobs";
-  const std::int64_t rows = logits.dim() == 2 ? logits.size(0) : 0;
-  check_tensor(op, "logits", logits, DType::float32, {-1, -1}, Device{});
+Continuations top_continuations(const Tensor& logits, const Tensor& scores, std::int64_t count,
+                                const Tensor& banned, const Tensor& cu_banned) {
+  const char* op = "top_continuations";
+  check_tensor(op, "scores", scores, DType::float32, {-1, -1}, Device{});
+  const std::int64_t prompts = scores.size(0), beams = scores.size(1), rows = prompts * beams;
+  check(beams >= 1, op, ": scores has no columns, expected one for each text of a prompt");
+  check_tensor(op, "logits", logits, DType::float32, {rows, -1}, Device{});
   check_logits(op, logits);
   const std::int64_t vocab = logits.size(1);
-  check(count >= 1 && count <= vocab, op, ": count is ", count, ", expected 1 to the ", vocab,
-        " columns of logits");
+  check(rows <= std::numeric_limits<std::int32_t>::max(), op, ": logits has ", rows,
+        " rows, expected at most ", std::numeric_limits<std::int32_t>::max());
+  check(count >= 1, op, ": count is ", count, ", expected at least 1");
   check_tensor(op, "banned", banned, DType::int32, {-1}, Device{});
   check_cu_seqlens(op, "cu_banned", cu_banned, banned.size(0), Device{});
   check(cu_banned.size(0) == rows + 1, op, ": cu_banned has ", cu_banned.size(0),
         " offsets, expected ", rows + 1, " for ", rows, " rows of logits");
   check_ids(op, banned, vocab, "banned");
-  TopLogprobs result{Tensor::empty({rows, count}), Tensor::empty({rows, count}, DType::int32)};
-  if (rows == 0) return result;
-  cpu::kernels().top_logprobs({
+  const Dims shape = {prompts, count};
+  Continuations result{Tensor::empty(shape), Tensor::empty(shape, DType::int32),
+                       Tensor::empty(shape, DType::int32)};
+  if (prompts == 0) return result;
+  cpu::kernels().top_continuations({
       .logits = logits.data<float>(),
+      .scores = scores.data<float>(),
       .banned = banned.data<std::int32_t>(),
       .cu_banned = cu_banned.data<std::int32_t>(),
-      .logprobs = result.logprobs.data<float>(),
+      .sums = result.sums.data<float>(),
+      .rows = result.rows.data<std::int32_t>(),
       .ids = result.ids.data<std::int32_t>(),
-      .rows = rows,
+      .prompts = prompts,
+      .beams = beams,
       .vocab = vocab,
       .count = count,
-      .stride = logits.stride(0),
+      .logits_stride = logits.stride(0),
+      .scores_stride = scores.stride(0),
   });
   return result;
 }

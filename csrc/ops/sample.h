@@ -19,10 +19,14 @@
 //
 // token_logprobs: out = logits[ids] - log(sum of exp(logits)).
 //
-// top_logprobs: of each row the `count` likeliest ids but for the banned ones, the likeliest first,
-// the lowest of equals first, and their log-probabilities, in which the banned ones still count. A
-// row with fewer ids ends with id 0 at -inf; one with a NaN, +inf or nothing above -inf has NaN. On
-// the CPU only: what searches over its results is there.
+// top_continuations: prompts have `beams` texts each, with scores [prompts, beams], and logits
+// [prompts * beams, vocab] say what may follow them. Of each prompt, the `count` continuations with
+// the largest sums of a text's score and a token's log-probability, the largest first, of equals
+// the first text's and then the lowest id: their sums, the rows of logits that they continue, and
+// their ids, [prompts, count]. A row's banned ids are left out, but count in its probabilities. A
+// prompt with fewer continuations above -inf ends with -inf, its first row and id 0; a row with a
+// NaN, +inf or nothing above -inf, or whose score is NaN or -inf, has none. On the CPU only: what
+// searches over its results is there.
 //
 // Logits have any floating dtype on a device other than the CPU, random numbers and
 // log-probabilities are float32. Ids are checked before anything is read: on the CPU a wrong one is
@@ -71,13 +75,13 @@ struct TokenLogprobsArgs {
   std::int64_t stride;
 };
 
-struct TopLogprobsArgs {
-  const float* logits;
+struct TopContinuationsArgs {
+  const float *logits, *scores;
   const std::int32_t *banned, *cu_banned;  // of row r: banned[cu_banned[r]] to cu_banned[r + 1]
-  float* logprobs;                         // [rows, count]
-  std::int32_t* ids;                       // [rows, count]
-  std::int64_t rows, vocab, count;
-  std::int64_t stride;
+  float* sums;
+  std::int32_t *rows, *ids;
+  std::int64_t prompts, beams, vocab, count;
+  std::int64_t logits_stride, scores_stride;
 };
 
 struct Sampling {
@@ -95,11 +99,11 @@ void softcap(const Tensor& logits, double cap);
 
 Tensor token_logprobs(const Tensor& logits, const Tensor& ids);
 
-struct TopLogprobs {
-  Tensor logprobs, ids;
+struct Continuations {
+  Tensor sums, rows, ids;
 };
 
-TopLogprobs top_logprobs(const Tensor& logits, std::int64_t count, const Tensor& banned,
-                         const Tensor& cu_banned);
+Continuations top_continuations(const Tensor& logits, const Tensor& scores, std::int64_t count,
+                                const Tensor& banned, const Tensor& cu_banned);
 
 }  // namespace softgate

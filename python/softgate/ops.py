@@ -370,6 +370,7 @@ def rnn(
     weights: RecurrentWeights,
     h0: Array | None = None,
     *,
+    h0_rows: Array | None = None,
     direction: Direction = "forward",
     out: Array | None = None,
 ) -> tuple[SameArray, SameArray]:
@@ -384,15 +385,21 @@ def rnn(
     batch, output_size]`. weights: one, or for "bidirectional" a pair (forward, reverse) of equal
     kind, sizes and dtype. A missing h0 is zeros. `out` must not overlap the inputs.
 
+    h0_rows, on the CPU: int32 `[batch]`, the row of h0 that each sequence starts from, for an h0 of
+    any number of rows, `[directions, rows, output_size]`. The weights' product with a row from
+    which several start is formed once, which rounds otherwise than without h0_rows.
+
     A reverse direction starts at each sequence's last token; its h_n is the state after the first
     one. A sequence without tokens gives its initial state back. NaN propagates, within its own
     sequence. A sequence's result does not depend on the others or on the number of threads, except
     that with the ISA "amx" steps of at least 24 sequences round otherwise than those of fewer.
 
-    Raises ValueError on shapes that do not fit, ids outside input_size, weights of another kind or
-    number, and when they were packed for another ISA.
+    Raises ValueError on shapes that do not fit, ids outside input_size, h0_rows outside h0 or
+    without it, weights of another kind or number, and when they were packed for another ISA.
     """
-    result, h_n = _core.recurrent("rnn", x, cu_seqlens, _as_list(weights), h0, None, direction, out)
+    result, h_n = _core.recurrent(
+        "rnn", x, cu_seqlens, _as_list(weights), h0, None, h0_rows, direction, out
+    )
     return result, h_n
 
 
@@ -402,6 +409,7 @@ def gru(
     weights: RecurrentWeights,
     h0: Array | None = None,
     *,
+    h0_rows: Array | None = None,
     direction: Direction = "forward",
     out: Array | None = None,
 ) -> tuple[SameArray, SameArray]:
@@ -414,7 +422,9 @@ def gru(
 
     Arguments, results and errors as in `rnn`.
     """
-    result, h_n = _core.recurrent("gru", x, cu_seqlens, _as_list(weights), h0, None, direction, out)
+    result, h_n = _core.recurrent(
+        "gru", x, cu_seqlens, _as_list(weights), h0, None, h0_rows, direction, out
+    )
     return result, h_n
 
 
@@ -425,6 +435,7 @@ def lstm(
     h0: Array | None = None,
     c0: Array | None = None,
     *,
+    h0_rows: Array | None = None,
     direction: Direction = "forward",
     out: Array | None = None,
 ) -> tuple[SameArray, SameArray, SameArray]:
@@ -434,11 +445,11 @@ def lstm(
     `c = f * c + i * g`; `h = o * tanh(c)`, or `W_hr (o * tanh(c))` with a projection (Sak et al.
     2014).
 
-    c0 and c_n: float32 `[directions, batch, hidden_size]`. Other arguments, results and errors as
-    in `rnn`.
+    c0 and c_n: float32 `[directions, batch, hidden_size]`; h0_rows are rows of c0 too. Other
+    arguments, results and errors as in `rnn`.
     """
     result, h_n, c_n = _core.recurrent(
-        "lstm", x, cu_seqlens, _as_list(weights), h0, c0, direction, out
+        "lstm", x, cu_seqlens, _as_list(weights), h0, c0, h0_rows, direction, out
     )
     return result, h_n, c_n
 
@@ -568,17 +579,24 @@ def token_logprobs(logits: SameArray, ids: Array) -> SameArray:
     return _core.token_logprobs(logits, ids)
 
 
-def top_logprobs(
-    logits: SameArray, count: int, banned: Array, cu_banned: Array
-) -> tuple[SameArray, SameArray]:
-    """The `count` likeliest tokens of each row: log-probabilities, float32 `[rows, count]`, the
-    largest first, and ids, int32 `[rows, count]`, the lowest of equals first.
+def top_continuations(
+    logits: SameArray, scores: Array, count: int, banned: Array, cu_banned: Array
+) -> tuple[SameArray, SameArray, SameArray]:
+    """A step of beam search: of each prompt, the `count` continuations of its texts with the
+    largest sums of a text's score and a token's log-probability.
 
-    logits: float32 `[rows, vocab]`, on the CPU. banned: int32, the ids that row r may not have,
-    `banned[cu_banned[r]:cu_banned[r + 1]]`; cu_banned: int32 `[rows + 1]`. They still count in the
-    sum of the probabilities. Where a row has no more tokens above -inf, ids are 0 and
-    log-probabilities -inf. A row with a NaN or +inf, or with nothing above -inf, has NaN.
+    logits: float32 `[prompts * beams, vocab]`, on the CPU, what may follow each text; scores:
+    float32 `[prompts, beams]`, of the texts. banned: int32, the ids that may not follow text r,
+    `banned[cu_banned[r]:cu_banned[r + 1]]`; cu_banned: int32 `[prompts * beams + 1]`. They still
+    count in the sum of the probabilities.
 
-    Raises ValueError for an id outside the vocabulary and a count below 1 or above it.
+    Gives the sums, float32, the rows of `logits` that are continued, int32, and the ids that do it,
+    int32, all `[prompts, count]`, the largest sum first; of equals the first text's, then the
+    lowest id. Where a prompt has no more continuations above -inf, sums are -inf, rows its first
+    one and ids 0. A row of logits with a NaN or +inf, or with nothing above -inf, has none, and
+    neither has a text whose score is NaN or -inf.
+
+    Raises ValueError for shapes that do not fit, an id outside the vocabulary, prompts without
+    texts and a count below 1, TypeError for other dtypes.
     """
-    return _core.top_logprobs(logits, count, banned, cu_banned)
+    return _core.top_continuations(logits, scores, count, banned, cu_banned)

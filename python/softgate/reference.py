@@ -507,6 +507,7 @@ def rnn(
     weights: RecurrentWeight | Sequence[RecurrentWeight],
     h0: ArrayLike | None = None,
     *,
+    h0_rows: ArrayLike | None = None,
     direction: str = "forward",
 ) -> tuple[Float64, Float64]:
     """`rnn_cell` along every sequence of a packed batch.
@@ -515,9 +516,10 @@ def rnn(
     reverse) when `direction` is "bidirectional". Returns out,
     `[total_tokens, directions * output_size]`, and the last states, `[directions, batch,
     output_size]`, shaped as the first ones h0 (zeros unless given). "reverse" runs from each
-    sequence's last token to its first.
+    sequence's last token to its first. h0_rows: `[batch]`, the rows of h0 (and of c0, in `lstm`)
+    that sequences start from, by default one after another.
     """
-    out, (h_n,) = _along_sequences(rnn_cell, x, cu_seqlens, weights, [h0], direction)
+    out, (h_n,) = _along_sequences(rnn_cell, x, cu_seqlens, weights, [h0], h0_rows, direction)
     return out, h_n
 
 
@@ -527,10 +529,11 @@ def gru(
     weights: RecurrentWeight | Sequence[RecurrentWeight],
     h0: ArrayLike | None = None,
     *,
+    h0_rows: ArrayLike | None = None,
     direction: str = "forward",
 ) -> tuple[Float64, Float64]:
     """`gru_cell` along every sequence of a packed batch; shapes as in `rnn`."""
-    out, (h_n,) = _along_sequences(gru_cell, x, cu_seqlens, weights, [h0], direction)
+    out, (h_n,) = _along_sequences(gru_cell, x, cu_seqlens, weights, [h0], h0_rows, direction)
     return out, h_n
 
 
@@ -541,13 +544,16 @@ def lstm(
     h0: ArrayLike | None = None,
     c0: ArrayLike | None = None,
     *,
+    h0_rows: ArrayLike | None = None,
     direction: str = "forward",
 ) -> tuple[Float64, Float64, Float64]:
     """`lstm_cell` along every sequence of a packed batch; shapes as in `rnn`.
 
     c0 and the third result, the last cell states: `[directions, batch, hidden]`.
     """
-    out, (h_n, c_n) = _along_sequences(lstm_cell, x, cu_seqlens, weights, [h0, c0], direction)
+    out, (h_n, c_n) = _along_sequences(
+        lstm_cell, x, cu_seqlens, weights, [h0, c0], h0_rows, direction
+    )
     return out, h_n, c_n
 
 
@@ -557,6 +563,7 @@ def _along_sequences(
     cu_seqlens: ArrayLike,
     weights: RecurrentWeight | Sequence[RecurrentWeight],
     first: Sequence[ArrayLike | None],
+    h0_rows: ArrayLike | None,
     direction: str,
 ) -> tuple[Float64, list[Float64]]:
     """Outputs and last states, one direction, one sequence and one token at a time."""
@@ -566,8 +573,9 @@ def _along_sequences(
     strides = {"forward": [1], "reverse": [-1], "bidirectional": [1, -1]}[direction]
     batch, output_size = len(starts) - 1, np.shape(weights[0].weight_hh)[1]
     sizes = [output_size, _hidden_size(weights[0])]  # of h and c
+    rows = np.arange(batch) if h0_rows is None else np.asarray(h0_rows)
     states = [
-        np.zeros((len(strides), batch, size)) if state is None else _float64(state).copy()
+        np.zeros((len(strides), batch, size)) if state is None else _float64(state)[:, rows]
         for state, size in zip(first, sizes, strict=False)
     ]
     out = np.zeros((len(x), len(strides), output_size))
@@ -714,17 +722,25 @@ def token_logprobs(logits: ArrayLike, ids: ArrayLike) -> Float64:
     return _float64(x[np.arange(len(x)), np.asarray(ids)] - log_sum_exp(x))
 
 
-def top_logprobs(
-    logits: ArrayLike, count: int, banned: ArrayLike, cu_banned: ArrayLike
-) -> tuple[Float64, Any]:
-    """The `count` largest logarithms of each row's softmax and their ids, without those banned.
+def top_continuations(
+    logits: ArrayLike, scores: ArrayLike, count: int, banned: ArrayLike, cu_banned: ArrayLike
+) -> tuple[Float64, Any, Any]:
+    """Of each prompt, the `count` largest sums of a text's score and the logarithm of the softmax
+    of what follows it, without what is banned; their rows of logits, and their ids.
 
-    logits: `[rows, vocab]`; cu_banned: `[rows + 1]`; results: `[rows, count]`, the largest first.
+    logits: `[prompts * beams, vocab]`; scores: `[prompts, beams]`; cu_banned:
+    `[prompts * beams + 1]`; results: `[prompts, count]`, the largest first, filled up with -inf.
     """
-    x = _float64(logits)
-    allowed, starts = x.copy(), np.asarray(cu_banned)
+    x, starts = _float64(logits), np.asarray(cu_banned)
+    prompts, beams = np.shape(scores)
+    sums = _float64(scores).reshape(-1, 1) + (x - log_sum_exp(x)[:, None])
     for row in range(len(x)):
-        allowed[row, np.asarray(banned)[starts[row] : starts[row + 1]]] = -np.inf
-    ids = np.argsort(-allowed, axis=1, kind="stable")[:, :count]
-    found = np.take_along_axis(allowed, ids, axis=1) - log_sum_exp(x)[:, None]
-    return _float64(found), np.where(found == -np.inf, 0, ids)
+        sums[row, np.asarray(banned)[starts[row] : starts[row + 1]]] = -np.inf
+    sums = sums.reshape(prompts, beams * x.shape[1])
+    sums = np.pad(sums, ((0, 0), (0, count)), constant_values=-np.inf)
+    places = np.argsort(-sums, axis=1, kind="stable")[:, :count]
+    found = np.take_along_axis(sums, places, axis=1)
+    places = np.where(found == -np.inf, 0, places)
+    first = beams * np.arange(prompts)[:, None]
+    vocab = x.shape[1]
+    return _float64(found), first + places // vocab, places % vocab

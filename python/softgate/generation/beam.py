@@ -2,13 +2,15 @@
 
 The search keeps the `num_beams` likeliest unfinished texts of each prompt and the best finished
 ones, scored by their log-probability over a power of their length. What it keeps, when it stops
-and how it scores is as in Hugging Face's `generate`.
+and how it scores is as in Hugging Face's `generate`, but for searches that stop sooner because
+nothing can change what they return.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -129,26 +131,32 @@ class _Search:
     """The search for the texts of several prompts, step by step.
 
     places: the prompts whose search goes on, n of them. scores: log-probabilities of their
-    unfinished texts, the best first, `[n, beams]`, -inf where there is none. tokens: those texts,
-    `[n, beams, length]`. ended, ended_logprobs: scores of the best finished texts of each of the
-    prompts, the best first, `[prompts, num_beams]`, -inf where there is none, and what they are
-    made of; ended_texts: where those are in texts.
+    unfinished texts, the best first, `[n, beams]`, -inf where there is none. steps: of each step
+    the tokens of the texts that went on, and which texts of the step before they continue. ended:
+    scores of the best finished texts of each of the prompts, the best first,
+    `[prompts, num_beams]`, -inf where there is none; endings: which of the candidates those are.
+    candidates: step by step, of texts that ended and others beside them, the length,
+    log-probability, the text of the step before that it continues, and the last token.
     """
 
     def __init__(
-        self, prompts: Sequence[Sequence[int]], settings: BeamSearch, stop_tokens: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: BeamSearch,
+        stop_tokens: Sequence[int],
+        vocab_size: int,
     ) -> None:
         self.settings = settings
         self.prompts = [list(prompt) for prompt in prompts]
         self.stop_tokens = sorted(set(map(int, stop_tokens)))
+        self.is_stop = np.isin(np.arange(vocab_size), self.stop_tokens)
         self.places = np.arange(len(prompts))
         self.scores = np.zeros((len(prompts), 1), np.float32)
-        self.tokens: IntArray = np.empty((len(prompts), 1, 0), np.int32)
-        shape = (len(prompts), settings.num_beams)
-        self.ended = np.full(shape, -np.inf)
-        self.ended_logprobs = np.zeros(shape)
-        self.ended_texts = np.zeros(shape, np.int64)
-        self.texts: list[IntArray] = []
+        self.steps: list[tuple[IntArray, IntArray]] = []
+        self.ended = np.full((len(prompts), settings.num_beams), -np.inf)
+        self.endings = np.zeros(self.ended.shape, np.int64)
+        self.candidates: list[tuple[npt.NDArray[Any], ...]] = []
+        self.num_candidates = 0
 
     def extend(self, logits: FloatArray) -> tuple[IntArray, IntArray]:
         """Replace the texts by their best continuations.
@@ -156,77 +164,79 @@ class _Search:
         logits: of what may follow each, `[n * beams, vocab]`. Gives the last tokens of the texts
         that go on, and the rows of `logits` that they continue.
         """
-        settings = self.settings
-        n, beams = self.scores.shape
-        # As many as leave num_beams unfinished ones whatever ends.
-        count = max(2, 1 + len(self.stop_tokens)) * settings.num_beams
-        logprobs, ids = self._likeliest(logits, min(count, logits.shape[1]))
-        total = logprobs.reshape(n, beams, -1) + self.scores[:, :, None]
-        scores, chosen = largest(total.reshape(n, -1), count)
-        parents = chosen // ids.shape[1]
-        tokens = np.take_along_axis(ids.reshape(n, -1), chosen, axis=1)
-        is_end = np.isin(tokens, self.stop_tokens)
-        if self.tokens.shape[2] + 1 == settings.max_new_tokens:
+        settings, length = self.settings, len(self.steps) + 1
+        scores, rows, tokens = self._likeliest(logits)
+        is_end = self.is_stop[tokens]
+        if length == settings.max_new_tokens:
             is_end[:] = True
-        self._finish(is_end & (scores > -np.inf), scores, parents, tokens)
-        going_on = np.argsort(is_end, axis=1, kind="stable")[:, : settings.num_beams]
+        self._finish(is_end, scores, rows, tokens)
         scores[is_end] = -np.inf
-        scores, parents, tokens = (
-            np.take_along_axis(array, going_on, axis=1) for array in (scores, parents, tokens)
-        )
-        rows = parents + beams * np.arange(n)[:, None]
-        before = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
-        texts = np.concatenate([before, tokens[:, :, None]], axis=2)
-        kept = np.flatnonzero(~self._is_done(scores[:, 0], texts.shape[2]))
-        self.places, self.scores, self.tokens = self.places[kept], scores[kept], texts[kept]
-        return self.tokens[:, :, -1].ravel(), rows[kept].ravel().astype(np.int32)
+        going_on = np.argsort(is_end, axis=1, kind="stable")[:, : settings.num_beams]
+        going_on += scores.shape[1] * np.arange(len(scores))[:, None]
+        kept = np.flatnonzero(~self._is_done(scores.take(going_on[:, 0]), length))
+        going_on, self.places = going_on[kept], self.places[kept]
+        self.scores = scores.take(going_on)
+        self.steps.append((tokens.take(going_on).ravel(), rows.take(going_on).ravel()))
+        return self.steps[-1]
 
     def finished(self, count: int) -> list[list[Hypothesis]]:
         """At most `count` of the best finished texts of each prompt, the best first."""
-        found: list[list[Hypothesis]] = []
-        for ended in zip(self.ended, self.ended_logprobs, self.ended_texts, strict=True):
-            best = zip(*(part[:count].tolist() for part in ended), strict=True)
-            found.append(
-                [
-                    Hypothesis(self.texts[text].tolist(), score, logprob)
-                    for score, logprob, text in best
-                    if score > -np.inf
-                ]
-            )
-        return found
+        best = self.ended[:, :count]
+        is_there = best > -np.inf
+        if not is_there.any():
+            return [[] for _ in self.prompts]
+        chosen = self.endings[:, :count][is_there]
+        columns = zip(*self.candidates, strict=True)
+        lengths, logprobs, rows, tokens = (np.concatenate(parts)[chosen] for parts in columns)
+        texts = self._texts(lengths - 1, rows)
+        scores = best[is_there].tolist()
+        parts = zip(texts, tokens.tolist(), scores, logprobs.tolist(), strict=True)
+        every = iter([Hypothesis([*text, last], *numbers) for text, last, *numbers in parts])
+        return [list(islice(every, n)) for n in is_there.sum(axis=1).tolist()]
+
+    def _texts(self, lengths: IntArray, rows: IntArray) -> list[list[int]]:
+        """Texts of so many steps, each ending in its row of the last one."""
+        tokens = np.empty((len(rows), lengths.max(initial=0)), np.int32)
+        rows = rows.copy()
+        for i in reversed(range(tokens.shape[1])):
+            longer = np.flatnonzero(lengths > i)
+            at = rows[longer]
+            tokens[longer, i], rows[longer] = (part[at] for part in self.steps[i])
+        return [text[:n] for text, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
 
     def _finish(
-        self, is_end: npt.NDArray[np.bool_], scores: FloatArray, parents: Any, tokens: Any
+        self, is_end: npt.NDArray[np.bool_], scores: FloatArray, rows: IntArray, tokens: IntArray
     ) -> None:
         """Keep the best of the texts that have just ended."""
-        beams = self.settings.num_beams
-        i, rank = np.nonzero(is_end[:, :beams])
+        beams, length = self.settings.num_beams, len(self.steps) + 1
+        is_end = is_end[:, :beams]
+        i = np.flatnonzero(is_end.any(axis=1))
         if not i.size:
             return
-        texts = np.empty((len(i), self.tokens.shape[2] + 1), np.int32)
-        texts[:, :-1], texts[:, -1] = self.tokens[i, parents[i, rank]], tokens[i, rank]
-        shape = (len(is_end), beams)
-        new, logprobs, places = np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape, np.int64)
-        logprobs[i, rank] = scores[i, rank]
-        new[i, rank] = self._compared(scores[i, rank], texts.shape[1])
-        places[i, rank] = np.arange(len(i)) + len(self.texts)
-        self.texts += list(texts)
-        at = self.places
-        every = np.concatenate([self.ended[at], new], axis=1)
-        best = np.argsort(-every, axis=1, kind="stable")[:, :beams]  # the earlier of equals first
-        self.ended[at] = np.take_along_axis(every, best, axis=1)
-        for kept, found in ((self.ended_logprobs, logprobs), (self.ended_texts, places)):
-            every = np.concatenate([kept[at], found], axis=1)
-            kept[at] = np.take_along_axis(every, best, axis=1)
+        at, logprobs = self.places[i], scores[i, :beams]
+        found = np.where(is_end[i], self._compared(logprobs, length), -np.inf)
+        endings = self.num_candidates + np.arange(found.size).reshape(found.shape)
+        parts = (logprobs, rows[i, :beams], tokens[i, :beams])
+        self.candidates.append((np.full(found.size, length), *(part.ravel() for part in parts)))
+        self.num_candidates += found.size
+        found = np.concatenate([self.ended[at], found], axis=1)
+        endings = np.concatenate([self.endings[at], endings], axis=1)
+        best = np.argsort(-found, axis=1, kind="stable")[:, :beams]  # the earlier of equals first
+        best += found.shape[1] * np.arange(len(found))[:, None]
+        self.ended[at], self.endings[at] = found.take(best), endings.take(best)
 
     def _is_done(self, best_logprobs: FloatArray, length: int) -> npt.NDArray[np.bool_]:
         """Which prompts' texts cannot get better, `[n]`."""
-        settings, worst = self.settings, self.ended[self.places, -1]
+        settings, ended = self.settings, self.ended[self.places]
+        worst, last_returned = ended[:, -1], ended[:, settings.num_return - 1]
+        longest = settings.max_new_tokens if settings.length_penalty > 0 else length + 1
         if settings.early_stopping == "never" and settings.length_penalty > 0:
-            length = settings.max_new_tokens
+            length = longest
         is_best = settings.early_stopping is True or self._compared(best_logprobs, length) <= worst
+        # Not even the best length would bring an unfinished text among those that are returned.
+        is_settled = self._compared(best_logprobs, longest) <= last_returned
         # -inf where fewer have ended than are kept.
-        is_done: npt.NDArray[np.bool_] = (worst > -np.inf) & is_best | (best_logprobs == -np.inf)
+        is_done: npt.NDArray[np.bool_] = (worst > -np.inf) & is_best | is_settled
         return is_done
 
     def _compared(self, logprobs: FloatArray, length: int) -> npt.NDArray[np.float64]:
@@ -234,26 +244,38 @@ class _Search:
         size = float(length**self.settings.length_penalty)
         return logprobs.astype(np.float64) / size
 
-    def _likeliest(self, logits: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
-        """The likeliest tokens of those that may follow each text: log-probabilities and ids,
-        `[n * beams, count]`, or of a token that must follow `[n * beams, 1]`."""
-        settings, length = self.settings, self.tokens.shape[2]
+    def _likeliest(self, logits: FloatArray) -> tuple[FloatArray, IntArray, IntArray]:
+        """Of each prompt, the likeliest continuations of its texts: log-probabilities, rows of
+        `logits` and tokens, `[n, count]`, the likeliest first."""
+        settings, length = self.settings, len(self.steps)
         forced = settings.first_token if length == 0 else None
         if length == settings.max_new_tokens - 1 and settings.last_token is not None:
             forced = settings.last_token
         if forced is not None:
-            shape = (len(logits), 1)
-            return np.zeros(shape, np.float32), np.full(shape, forced, np.int32)
-        banned = [[] if length >= settings.min_new_tokens else self.stop_tokens] * len(logits)
-        if settings.no_repeat_ngram or settings.banned:
-            beams = self.scores.shape[1]
-            for row, text in enumerate(self.tokens.reshape(len(logits), length).tolist()):
-                prompt = self.prompts[self.places[row // beams]]
-                banned[row] = [*banned[row], *self._completing(prompt + text)]
+            rows = np.arange(len(logits), dtype=np.int32).reshape(self.scores.shape)
+            return self.scores.copy(), rows, np.full_like(rows, forced)
+        # As many as leave num_beams unfinished ones whatever ends.
+        count = max(2, 1 + len(self.stop_tokens)) * settings.num_beams
+        banned, starts = self._banned(len(logits))
+        sums, parents, ids = ops.top_continuations(logits, self.scores, count, banned, starts)
+        return sums, np.asarray(parents, np.int32), np.asarray(ids, np.int32)
+
+    def _banned(self, rows: int) -> tuple[IntArray, IntArray]:
+        """Tokens that may not follow a text, those of each after those of the one before, and
+        where they start."""
+        settings, length = self.settings, len(self.steps)
+        everywhere = [] if length >= settings.min_new_tokens else self.stop_tokens
+        if not (settings.no_repeat_ngram or settings.banned):
+            starts = np.arange(rows + 1, dtype=np.int32) * np.int32(len(everywhere))
+            return np.array(everywhere * rows, np.int32), starts
+        beams = self.scores.shape[1]
+        texts = self._texts(np.full(rows, length), np.arange(rows, dtype=np.int32))
+        banned = [
+            [*everywhere, *self._completing(self.prompts[self.places[row // beams]] + text)]
+            for row, text in enumerate(texts)
+        ]
         ids = np.array([token for row in banned for token in row], dtype=np.int32)
-        cu_banned = np.cumsum([0, *map(len, banned)], dtype=np.int32)
-        logprobs, found = ops.top_logprobs(logits, count, ids, cu_banned)
-        return logprobs, np.asarray(found, np.int32)
+        return ids, np.cumsum([0, *map(len, banned)], dtype=np.int32)
 
     def _completing(self, tokens: list[int]) -> list[int]:
         """Tokens that would complete an n-gram that came before, or a banned sequence."""
@@ -286,22 +308,10 @@ def search(
     whose search has ended has no more rows. A text's result does not depend on the other prompts.
     """
     settings.check_vocabulary(first.shape[1], stop_tokens)
-    state = _Search(prompts, settings, stop_tokens)
+    state = _Search(prompts, settings, stop_tokens, first.shape[1])
     logits = first
     while len(state.places):
         tokens, parents = state.extend(logits)
         if len(tokens):
             logits = advance(tokens, parents)
     return state.finished(settings.num_return)
-
-
-def largest(values: FloatArray, count: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-    """The `count` largest values of each row, largest first, and where they are; all if there are
-    fewer. Which of equals come is a function of the row alone."""
-    if count < values.shape[1]:
-        chosen = np.argpartition(values, -count, axis=1)[:, -count:]
-    else:
-        chosen = np.broadcast_to(np.arange(values.shape[1]), values.shape)
-    found = np.take_along_axis(values, chosen, axis=1)
-    order = np.lexsort((chosen, -found), axis=1)
-    return np.take_along_axis(found, order, axis=1), np.take_along_axis(chosen, order, axis=1)

@@ -84,9 +84,10 @@ def along(
     cu_seqlens: npt.NDArray[np.int32],
     states: tuple[FloatArray, ...] | None = None,
     table: nn.Parameter | None = None,
+    state_rows: npt.NDArray[np.int32] | None = None,
 ) -> tuple[FloatArray, tuple[FloatArray, ...]]:
     """Outputs and last states of a recurrent layer; states are h, or h and c of an LSTM. x: rows,
-    or ids of a table's."""
+    or ids of a table's. state_rows: of the states, which each sequence starts from."""
     first: Any = states if states is None or len(states) == 2 else states[0]
-    out, last = layer(x, first, cu_seqlens=cu_seqlens, table=table)
+    out, last = layer(x, first, cu_seqlens=cu_seqlens, table=table, h0_rows=state_rows)
     return out, last if isinstance(last, tuple) else (last,)

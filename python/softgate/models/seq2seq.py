@@ -296,13 +296,15 @@ class Seq2Seq(nn.Module, EncoderDecoder):
         state: DecoderState,
         memory: nn.Memory | None,
         sources: npt.NDArray[np.int32] | None = None,
+        parents: npt.NDArray[np.int32] | None = None,
     ) -> tuple[FloatArray, DecoderState, FloatArray | None]:
         """One token of each sequence: logits `[batch, target_vocab_size]`, the state after it, and
-        attention weights as `nn.SourceAttention` gives them. sources: of the memory's, the one of
-        each sequence, by default one after another."""
+        attention weights as `nn.SourceAttention` gives them. sources, parents: of the memory's, the
+        one of each sequence, and of the state's, the one that each continues; by default one after
+        another."""
         offsets = np.arange(len(tokens) + 1, dtype=np.int32)
         sources = offsets[:-1] if sources is None else sources
-        return self._steps(tokens, offsets, state, memory, sources)
+        return self._steps(tokens, offsets, state, memory, sources, parents)
 
     def attention_weights(
         self, source: list[int], target: list[int]
@@ -318,10 +320,10 @@ class Seq2Seq(nn.Module, EncoderDecoder):
         encoded = self.encode(sources)
         state, chosen = encoded.state, np.arange(len(sources), dtype=np.int32)
 
-        def advance(tokens: IntArray, parents: IntArray) -> FloatArray:
+        def advance(tokens: IntArray, parents: npt.NDArray[np.int32]) -> FloatArray:
             nonlocal state, chosen
             chosen = chosen[parents]
-            logits, state, _ = self.step(tokens, state.rows(parents), encoded.memory, chosen)
+            logits, state, _ = self.step(tokens, state, encoded.memory, chosen, parents)
             return logits
 
         bos = self.config.decoder_start_token_id
@@ -360,23 +362,26 @@ class Seq2Seq(nn.Module, EncoderDecoder):
     def _steps(
         self, tokens: IntArray, cu_seqlens: npt.NDArray[np.int32], state: DecoderState,
         memory: nn.Memory | None, sources: npt.NDArray[np.int32],
+        parents: npt.NDArray[np.int32] | None = None,
     ) -> tuple[FloatArray, DecoderState, FloatArray | None]:  # fmt: skip
         """The tokens of each sequence: one, where a step needs what attention gave the one before.
-        sources: of the memory's, the one of each token."""
+        sources, parents: of the memory's, the one of each token, and of the state's, of each
+        sequence."""
+        given = slice(None) if parents is None else parents
         weights = context = None
         x: list[FloatArray] = []  # beside the tokens' rows
         before = self.config.attention_at == "before"
         if self.attention is not None and before:
-            context, weights = self.attention(state.hidden[0][-1], memory, sources)
+            context, weights = self.attention(state.hidden[0][-1][given], memory, sources)
             x.append(context)
         if state.feed is not None:
-            x.append(state.feed)
+            x.append(state.feed[given])
         if x:
             rows = np.concatenate([_rows(self.target_embedding, tokens), *x], axis=1)
-            y, hidden = along(self.decoder, rows, cu_seqlens, state.hidden)
+            y, hidden = along(self.decoder, rows, cu_seqlens, state.hidden, None, parents)
         else:
             table = self.target_embedding
-            y, hidden = along(self.decoder, tokens, cu_seqlens, state.hidden, table)
+            y, hidden = along(self.decoder, tokens, cu_seqlens, state.hidden, table, parents)
         if self.attention is not None and not before:
             context, weights = self.attention(y, memory, sources)
         if context is not None:

@@ -133,11 +133,17 @@ class _Recurrent(Module):
                     setattr(self, f"{name}_l{layer}{suffix}", parameter)
             self._packs.append(packs)
 
+    @property
+    def device(self) -> str:
+        """As of any module, but without a walk over its parameters at every step."""
+        return self._packs[0][0].parameters["weight_ih"].device
+
     def _along(
         self,
         op: Callable[..., tuple[Any, ...]],
         x: Any,
         states: Mapping[str, Any],
+        h0_rows: Any,
         lengths: Any,
         cu_seqlens: Any,
         table: Parameter | None,
@@ -156,8 +162,9 @@ class _Recurrent(Module):
         if not (cu_seqlens is None or isinstance(cu_seqlens, SequenceOffsets)):
             cu_seqlens = self._tensor("cu_seqlens", cu_seqlens)
         batch = _Sequences(self, given, lengths, cu_seqlens)
+        size = None if h0_rows is not None else batch.size
         first = {
-            name: self._first_state(name, self._placed(name, state, from_numpy), batch.size, single)
+            name: self._first_state(name, self._placed(name, state, from_numpy), size, single)
             for name, state in states.items()
             if state is not None
         }
@@ -171,6 +178,7 @@ class _Recurrent(Module):
                 batch.cu_seqlens,
                 both if d == 2 else both[0],
                 direction="bidirectional" if d == 2 else "forward",
+                h0_rows=h0_rows,
                 **{name: state[d * layer : d * (layer + 1)] for name, state in first.items()},
                 out=batch.output(columns, out) if is_last else None,
             )
@@ -216,14 +224,16 @@ class _Recurrent(Module):
                 )
             array = np.ascontiguousarray(array)
         tensor = self._tensor(name, array)
-        if from_numpy and tensor.device == "cpu":
+        if from_numpy and tensor.device == "cpu" and self.device != "cpu":
             return tensor.to(self.device, self.dtype)
         return tensor
 
-    def _first_state(self, name: str, state: Tensor, batch: int, single: bool) -> Tensor:
-        """`[num_layers * directions, batch, size]`."""
+    def _first_state(self, name: str, state: Tensor, batch: int | None, single: bool) -> Tensor:
+        """`[num_layers * directions, batch, size]`, of any batch if None."""
         size = self.hidden_size if name == "c0" else self.proj_size or self.hidden_size
         rows = self.num_layers * (2 if self.bidirectional else 1)
+        if batch is None:
+            batch = state.shape[-2] if state.ndim > 1 else 1
         shape = (rows, size) if single else (rows, batch, size)
         if state.shape != shape:
             raise ValueError(
@@ -351,7 +361,9 @@ class RNN(_Recurrent):
     out: x's form with `directions * hidden_size` columns, of two directions the forward half first.
     hx, h_n: `[num_layers * directions, batch, hidden_size]`, the directions of a layer next to each
     other, sequences in x's order. h_n is the state after a sequence's last token, or after its
-    first where a direction runs in reverse; a sequence without tokens gives its hx back. NumPy
+    first where a direction runs in reverse; a sequence without tokens gives its hx back. On the CPU
+    hx may have any number of rows with h0_rows, int32 `[batch]`, those that sequences start from;
+    the weights' product with a row from which several start is formed once. NumPy
     arrays in float32 go to the layer's device and give such arrays; anything else must be there, in
     the layer's dtype, and gives Tensors.
 
@@ -389,12 +401,13 @@ class RNN(_Recurrent):
         x: SameArray,
         hx: Array | None = None,
         *,
+        h0_rows: Array | None = None,
         lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
         cu_seqlens: ops.Offsets | None = None,
         table: Parameter | None = None,
     ) -> tuple[SameArray, SameArray]:
         """(out, h_n); see the class."""
-        out, h_n = self._along(ops.rnn, x, {"h0": hx}, lengths, cu_seqlens, table)
+        out, h_n = self._along(ops.rnn, x, {"h0": hx}, h0_rows, lengths, cu_seqlens, table)
         return out, h_n
 
 
@@ -433,12 +446,13 @@ class GRU(_Recurrent):
         x: SameArray,
         hx: Array | None = None,
         *,
+        h0_rows: Array | None = None,
         lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
         cu_seqlens: ops.Offsets | None = None,
         table: Parameter | None = None,
     ) -> tuple[SameArray, SameArray]:
         """(out, h_n); see RNN."""
-        out, h_n = self._along(ops.gru, x, {"h0": hx}, lengths, cu_seqlens, table)
+        out, h_n = self._along(ops.gru, x, {"h0": hx}, h0_rows, lengths, cu_seqlens, table)
         return out, h_n
 
 
@@ -480,6 +494,7 @@ class LSTM(_Recurrent):
         x: SameArray,
         hx: tuple[Array, Array] | None = None,
         *,
+        h0_rows: Array | None = None,
         lengths: Sequence[int] | npt.NDArray[np.integer] | None = None,
         cu_seqlens: ops.Offsets | None = None,
         table: Parameter | None = None,
@@ -488,5 +503,6 @@ class LSTM(_Recurrent):
         if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
             raise TypeError(f"LSTM: hx is a {type(hx).__name__}, expected a pair (h0, c0)")
         h0, c0 = (None, None) if hx is None else hx
-        out, h_n, c_n = self._along(ops.lstm, x, {"h0": h0, "c0": c0}, lengths, cu_seqlens, table)
+        states = {"h0": h0, "c0": c0}
+        out, h_n, c_n = self._along(ops.lstm, x, states, h0_rows, lengths, cu_seqlens, table)
         return out, (h_n, c_n)
