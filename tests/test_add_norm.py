@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import softgate
-from cases import ADD_NORM, AddNormCase
+from cases.add_norm import ADD_NORM, AddNormCase
 from layouts import LAYOUTS, SPOILED, Guarded, place, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, norm_scale

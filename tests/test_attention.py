@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import softgate
-from cases import ATTENTION, RAGGED, AttentionCase, offsets
+from cases import RAGGED, offsets
+from cases.attention import ATTENTION, AttentionCase
 from layouts import SPOILED, Guarded, place, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, attention_scales

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import softgate
-from cases import ATTENTION, AttentionCase
+from cases.attention import ATTENTION, AttentionCase
 from devices import DTYPES, fetched, naive, on_device, rounded
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, attention_scales

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import softgate
-from cases import CACHED_ATTENTION, CachedAttentionCase, offsets
+from cases import offsets
+from cases.cached_attention import CACHED_ATTENTION, CachedAttentionCase
 from layouts import SPOILED, Guarded, place, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, cached_attention_scale

@@ -8,21 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import softgate
-from cases import (
-    CACHED_ATTENTION,
+from cases import Case, offsets
+from cases.cached_attention import CACHED_ATTENTION, CachedAttentionCase
+from cases.rotary import ROTARY, RotaryCase
+from cases.sample import (
     PENALIZE,
-    ROTARY,
     SAMPLE,
     SOFTCAP,
     TOKEN_LOGPROBS,
-    CachedAttentionCase,
-    Case,
     PenalizeCase,
-    RotaryCase,
     SampleCase,
     SoftcapCase,
     TokenLogprobsCase,
-    offsets,
 )
 from devices import DTYPES, OnDevice, fetched, naively, on_device, rounded
 from softgate import ops, reference

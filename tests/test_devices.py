@@ -9,22 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import softgate
-from cases import (
-    ADD_NORM,
-    EMBEDDING,
-    LINEAR,
-    NORMALIZE,
-    POOL,
-    POOLINGS,
-    SOFTMAX,
-    AddNormCase,
-    Case,
-    EmbeddingCase,
-    LinearCase,
-    NormalizeCase,
-    PoolCase,
-    SoftmaxCase,
-)
+from cases import Case
+from cases.add_norm import ADD_NORM, AddNormCase
+from cases.embedding import EMBEDDING, EmbeddingCase
+from cases.linear import LINEAR, LinearCase
+from cases.normalize import NORMALIZE, NormalizeCase
+from cases.pool import POOL, POOLINGS, PoolCase
+from cases.softmax import SOFTMAX, SoftmaxCase
 from devices import DTYPES, OnDevice, fetched, naive, on_device, rounded
 from softgate import ops, reference
 from tolerances import (

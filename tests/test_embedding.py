@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import softgate
-from cases import EMBEDDING, EmbeddingCase
+from cases.embedding import EMBEDDING, EmbeddingCase
 from layouts import SPOILED, Guarded, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, embedding_scale

@@ -25,25 +25,17 @@ import test_decode_devices
 import test_devices
 import test_linear_devices
 import test_recurrent_devices
-from cases import (
-    GATES,
-    AddNormCase,
-    AttentionCase,
-    Case,
-    EmbeddingCase,
-    GatherCase,
-    LinearCase,
-    NormalizeCase,
-    PackedLinearCase,
-    PenalizeCase,
-    PoolCase,
-    RecurrentCase,
-    RotaryCase,
-    SampleCase,
-    SoftcapCase,
-    SoftmaxCase,
-    TokenLogprobsCase,
-)
+from cases import Case
+from cases.add_norm import AddNormCase
+from cases.attention import AttentionCase
+from cases.embedding import EmbeddingCase
+from cases.linear import GatherCase, LinearCase, PackedLinearCase
+from cases.normalize import NormalizeCase
+from cases.pool import PoolCase
+from cases.recurrent import GATES, RecurrentCase
+from cases.rotary import RotaryCase
+from cases.sample import PenalizeCase, SampleCase, SoftcapCase, TokenLogprobsCase
+from cases.softmax import SoftmaxCase
 from devices import DTYPES, fetched
 
 LIBRARY = Path(softgate.__file__).parent / "_simt.so"

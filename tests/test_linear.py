@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import softgate
-from cases import BLOCK_COLUMNS, LINEAR, LinearCase
+from cases import BLOCK_COLUMNS
+from cases.linear import LINEAR, LinearCase
 from layouts import LAYOUTS, SPOILED, Guarded, place, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, linear_scale

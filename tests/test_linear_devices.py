@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import softgate
-from cases import GROUPED, PACKED_LINEAR, GatherCase, PackedLinearCase
+from cases.linear import GROUPED, PACKED_LINEAR, GatherCase, PackedLinearCase
 from devices import DTYPES, OnDevice, fetched, naive, on_device, rounded
 from layouts import LAYOUTS
 from softgate import nn, ops, reference

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import softgate
-from cases import GROUPED, PACKED, PACKED_LINEAR, PackedLinearCase
+from cases.linear import GROUPED, PACKED, PACKED_LINEAR, PackedLinearCase
 from layouts import LAYOUTS, SPOILED, Guarded, place
 from softgate import nn, ops, reference
 from tolerances import assert_close, assert_same_bits, packed_linear_scale

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import softgate
-from cases import POOL, POOLINGS, PoolCase, offsets
+from cases import offsets
+from cases.pool import POOL, POOLINGS, PoolCase
 from layouts import SPOILED, Guarded, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits

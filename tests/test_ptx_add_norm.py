@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import ptx
 import pytest
-from cases import AddNormCase
+from cases.add_norm import AddNormCase
 from devices import DTYPES, naive, rounded
 from layouts import place
 from softgate import reference

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import ptx
 import pytest
-from cases import RAGGED, AttentionCase
+from cases import RAGGED
+from cases.attention import AttentionCase
 from devices import naive, rounded
 from softgate import reference
 from tolerances import assert_close, attention_scales

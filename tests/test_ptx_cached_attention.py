@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ptx
 import pytest
-from cases import CachedAttentionCase
+from cases.cached_attention import CachedAttentionCase
 from devices import naive, rounded
 from softgate import reference
 from test_ptx_attention import (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import ptx
 import pytest
-from cases import GATES
+from cases.recurrent import GATES
 from softgate import reference
 from tolerances import assert_close, recurrent_scales
 

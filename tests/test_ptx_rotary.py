@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ptx
 import pytest
-from cases import RotaryCase
+from cases.rotary import RotaryCase
 from devices import naively, rounded
 from softgate import reference
 from tolerances import assert_close, rotary_scales

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import ptx
 import pytest
-from cases import EmbeddingCase, NormalizeCase, PoolCase, SoftmaxCase
+from cases.embedding import EmbeddingCase
+from cases.normalize import NormalizeCase
+from cases.pool import PoolCase
+from cases.softmax import SoftmaxCase
 from layouts import place
 from softgate import reference
 from tolerances import assert_close, embedding_scale, softmax_scale

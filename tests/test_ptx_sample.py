@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ptx
 import pytest
-from cases import PenalizeCase, SampleCase, SoftcapCase, TokenLogprobsCase
+from cases.sample import PenalizeCase, SampleCase, SoftcapCase, TokenLogprobsCase
 from devices import rounded
 from softgate import reference
 from test_sample import assert_drawn, logprobs_scale

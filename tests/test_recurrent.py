@@ -6,15 +6,14 @@ import itertools
 import numpy as np
 import pytest
 import softgate
-from cases import (
+from cases import RAGGED, offsets
+from cases.recurrent import (
     DIRECTIONS,
     GATES,
-    RAGGED,
     RECURRENT,
     RECURRENT_LOW,
     RECURRENT_SHARED,
     RecurrentCase,
-    offsets,
 )
 from layouts import LAYOUTS, SPOILED, Guarded, place, read_only
 from softgate import ops, reference

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import softgate
-from cases import GATES, RECURRENT, RecurrentCase
+from cases.recurrent import GATES, RECURRENT, RecurrentCase
 from devices import DTYPES, OnDevice, fetched, on_device, rounded
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, recurrent_scales

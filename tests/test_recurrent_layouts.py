@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from cases import GATES, RecurrentCase, offsets
+from cases import offsets
+from cases.recurrent import GATES, RecurrentCase
 from softgate import ops, reference
 from softgate.checkpoint.recurrent import from_keras, from_onnx, to_keras, to_onnx, torch_names
 from tolerances import assert_same_bits

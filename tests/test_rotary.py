@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import softgate
-from cases import ROTARY, RotaryCase, offsets
+from cases import offsets
+from cases.rotary import ROTARY, RotaryCase
 from layouts import SPOILED, Guarded, place, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, rotary_scales

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import softgate
-from cases import (
+from cases.sample import (
     PENALIZE,
     SAMPLE,
     SOFTCAP,

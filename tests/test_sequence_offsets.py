@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import softgate
-from cases import AttentionCase, PoolCase, RecurrentCase
+from cases.attention import AttentionCase
+from cases.pool import PoolCase
+from cases.recurrent import RecurrentCase
 from devices import fetched, on_device
 from softgate import cuda, ops
 from tolerances import assert_same_bits

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import softgate
-from cases import SOFTMAX, SoftmaxCase
+from cases.softmax import SOFTMAX, SoftmaxCase
 from layouts import LAYOUTS, SPOILED, Guarded, place, read_only
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits, softmax_scale

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import softgate
-from cases import SOURCE_ATTENTION, SourceAttentionCase
+from cases.source_attention import SOURCE_ATTENTION, SourceAttentionCase
 from layouts import SPOILED
 from softgate import ops, reference
 from tolerances import assert_close, assert_same_bits
