@@ -6,6 +6,7 @@
 //   it
 //                                  before what the thread does next
 //   set1 add sub mul div fma(a, b, c) = a * b + c, abs, sqrt
+//   reciprocal(b)                  1 / b, as quotient
 //   quotient(a, b)                 a / b to one unit in the last place, for b in [1, 2^126)
 //   max, min                       return b when either operand is NaN
 //   round                          to nearest even

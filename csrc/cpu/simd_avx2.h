@@ -36,6 +36,7 @@ SG_INLINE vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 SG_INLINE vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 SG_INLINE vf div(vf a, vf b) { return _mm256_div_ps(a, b); }
 SG_INLINE vf quotient(vf a, vf b) { return div(a, b); }
+SG_INLINE vf reciprocal(vf b) { return div(set1(1.0f), b); }
 SG_INLINE vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 SG_INLINE vf max(vf a, vf b) { return _mm256_max_ps(a, b); }
 SG_INLINE vf min(vf a, vf b) { return _mm256_min_ps(a, b); }

@@ -45,6 +45,10 @@ SG_INLINE vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 SG_INLINE vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 SG_INLINE vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
 // One step of Newton's on an estimate of 1 / b: a division takes several times as long.
+SG_INLINE vf reciprocal(vf b) {
+  const vf r = _mm512_rcp14_ps(b);
+  return _mm512_fmadd_ps(_mm512_fnmadd_ps(b, r, set1(1.0f)), r, r);
+}
 SG_INLINE vf quotient(vf a, vf b) {
   const vf r = _mm512_rcp14_ps(b);
   const vf q = _mm512_mul_ps(a, r);

@@ -43,6 +43,7 @@ SG_INLINE vf sub(vf a, vf b) { return a - b; }
 SG_INLINE vf mul(vf a, vf b) { return a * b; }
 SG_INLINE vf div(vf a, vf b) { return a / b; }
 SG_INLINE vf quotient(vf a, vf b) { return div(a, b); }
+SG_INLINE vf reciprocal(vf b) { return div(set1(1.0f), b); }
 SG_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
 SG_INLINE vm is_nan(vf a) { return a != a; }
 SG_INLINE vm less(vf a, vf b) { return a < b; }

@@ -25,15 +25,15 @@ float additive(const float* query, const float* key, const float* v, std::int64_
 // Up to here e^2x and its inverse are normal numbers.
 constexpr float kMostExponent = 43.0f;
 
-// The same of e^(2 query) and e^(2 key), whose product p makes tanh (p - 1) / (p + 1).
-float additive_of_exponentials(const float* query, const float* key, const float* v,
+// The same of e^(2 query) and e^(2 key), whose product p makes tanh 1 - 2 / (p + 1). total: of v.
+float additive_of_exponentials(const float* query, const float* key, const float* v, float total,
                                std::int64_t n) {
-  return sum(accumulate(n, zero(), [=](vf& acc, std::int64_t i, auto lanes) {
-    // Far below infinity, whose quotient is NaN.
-    const vf p = min(set1(1e30f), mul(load(query + i, lanes), load(key + i, lanes)));
-    const vf hidden = quotient(sub(p, set1(1.0f)), add(p, set1(1.0f)));
-    acc = fma(load(v + i, lanes), hidden, acc);
+  const float part = sum(accumulate(n, zero(), [=](vf& acc, std::int64_t i, auto lanes) {
+    const vf p = fma(load(query + i, lanes), load(key + i, lanes), set1(1.0f));
+    // Far below infinity, whose reciprocal is NaN.
+    acc = fma(load(v + i, lanes), reciprocal(min(set1(1e30f), p)), acc);
   }));
+  return total - 2.0f * part;
 }
 
 // to = e^2x. Gives the largest magnitudes of x, in any lanes.
@@ -58,6 +58,9 @@ class AdditiveScores {
       const std::int32_t* source = args.cu_seqlens + args.sources[row];
       longest = max_int(longest, source[1] - source[0]);
     }
+    total_ = sum(accumulate(args.size, zero(), [&](vf& acc, std::int64_t i, auto lanes) {
+      acc = add(load(args.v + i, lanes), acc);
+    }));
     query_ =
         static_cast<float*>(scratch(static_cast<std::size_t>((longest + 1) * args.size * kFloat)));
     keys_ = query_ + args.size;
@@ -75,13 +78,14 @@ class AdditiveScores {
     const float* query = args_.query + row * args_.query_stride;
     const bool is_small = hmax(exponentials(query, n, query_)) <= kMostExponent && is_small_;
     for (std::int64_t t = 0; t < tokens; ++t)
-      scores[t] = is_small ? additive_of_exponentials(query_, keys_ + t * n, args_.v, n)
+      scores[t] = is_small ? additive_of_exponentials(query_, keys_ + t * n, args_.v, total_, n)
                            : additive(query, keys + t * args_.keys_stride, args_.v, n);
   }
 
  private:
   const SourceAttentionArgs& args_;
   float *query_, *keys_;  // exponentials: [size], [tokens, size]
+  float total_;           // of v
   std::int32_t source_ = -1;
   bool is_small_ = false;
 };
