@@ -116,17 +116,30 @@ void check_rows(const char* op, const Tensor& h0_rows, std::int64_t batch,
   }
 }
 
-// See RecurrentArgs. Sequences of one length go by their rows, so that equal ones come together.
+// Sequences by their rows of h0.
+std::vector<std::int32_t> by_rows(const Tensor& h0_rows, std::int64_t states) {
+  const auto* rows = h0_rows.data<std::int32_t>();
+  const auto batch = static_cast<std::int32_t>(h0_rows.size(0));
+  std::vector<std::int32_t> places(static_cast<std::size_t>(states) + 1);
+  for (std::int32_t i = 0; i < batch; ++i) ++places[static_cast<std::size_t>(rows[i]) + 1];
+  std::partial_sum(places.begin(), places.end(), places.begin());
+  std::vector<std::int32_t> sequences(static_cast<std::size_t>(batch));
+  for (std::int32_t i = 0; i < batch; ++i) {
+    std::int32_t& place = places[static_cast<std::size_t>(rows[i])];
+    sequences[static_cast<std::size_t>(place++)] = i;
+  }
+  return sequences;
+}
+
+// See RecurrentArgs.
 struct Sharing {
   std::vector<std::int32_t> state_rows, runs;
 
   Sharing(const std::int32_t* h0_rows, const std::int32_t* cu_seqlens,
-          std::vector<std::int32_t>& order) {
+          const std::vector<std::int32_t>& order) {
     const auto key = [=](std::int32_t i) {
       return std::pair(cu_seqlens[i] - cu_seqlens[i + 1], h0_rows[i]);
     };
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::int32_t a, std::int32_t b) { return key(a) < key(b); });
     std::int32_t run = 0;
     for (std::size_t i = 0; i < order.size(); ++i) {
       if (i > 0 && key(order[i]) != key(order[i - 1])) ++run;
@@ -203,7 +216,10 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
     return result;
   }
 
-  SequenceSchedule schedule(cu_seqlens.host(), batch);
+  // Of one length, those that share a state come together.
+  const SequenceSchedule schedule =
+      h0_rows ? SequenceSchedule(cu_seqlens.host(), by_rows(*h0_rows, states))
+              : SequenceSchedule(cu_seqlens.host(), batch);
   std::optional<Sharing> sharing;
   if (h0_rows) sharing.emplace(h0_rows->data<std::int32_t>(), cu_seqlens.host(), schedule.order);
   const std::int64_t width = cpu::kernels().panel_width;

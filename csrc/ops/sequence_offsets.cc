@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "ops/arguments.h"
 
@@ -22,15 +23,26 @@ void write_places(const std::int32_t* cu_seqlens, const SequenceSchedule& schedu
   }
 }
 
+std::vector<std::int32_t> numbers(std::int64_t count) {
+  std::vector<std::int32_t> all(static_cast<std::size_t>(count));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
 }  // namespace
 
 SequenceSchedule::SequenceSchedule(const std::int32_t* cu_seqlens, std::int64_t batch)
-    : order(static_cast<std::size_t>(batch)) {
+    : SequenceSchedule(cu_seqlens, numbers(batch)) {}
+
+SequenceSchedule::SequenceSchedule(const std::int32_t* cu_seqlens,
+                                   std::vector<std::int32_t> sequences)
+    : order(std::move(sequences)) {
   const auto length = [&](std::int32_t i) { return cu_seqlens[i + 1] - cu_seqlens[i]; };
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::int32_t a, std::int32_t b) { return length(a) > length(b); });
-  auto reaching = static_cast<std::int32_t>(batch);
+  const auto longer = [&](std::int32_t a, std::int32_t b) { return length(a) > length(b); };
+  // Of single steps, which all have one length, there is nothing to sort.
+  if (!std::is_sorted(order.begin(), order.end(), longer))
+    std::stable_sort(order.begin(), order.end(), longer);
+  auto reaching = static_cast<std::int32_t>(order.size());
   for (std::int32_t step = 0;; ++step) {
     while (reaching > 0 && length(order[static_cast<std::size_t>(reaching - 1)]) <= step)
       --reaching;

@@ -15,6 +15,8 @@ struct SequenceSchedule {
   std::vector<std::int32_t> order, active;
 
   SequenceSchedule(const std::int32_t* cu_seqlens, std::int64_t batch);
+  // Those of one length in the order given.
+  SequenceSchedule(const std::int32_t* cu_seqlens, std::vector<std::int32_t> sequences);
 };
 
 // Immutable and shared.
