@@ -151,9 +151,10 @@ def compare_accuracy(quick: bool, threads: int) -> None:
     exports.ensure("minilm")
     os.environ.update(thread_settings(threads))
     case = accuracy.case()
+    expected = case.reference(case.inputs())
     click.echo(f"{case.name}: cosine to float32")
     for engine in available(case.engines):
-        click.echo(accuracy.line(ENGINES[engine].label, accuracy.cosines(case, engine)))
+        click.echo(accuracy.line(ENGINES[engine].label, accuracy.cosines(case, engine, expected)))
 
 
 @main.command("breakdown")

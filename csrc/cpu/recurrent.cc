@@ -82,7 +82,7 @@ class Member {
   }
   // Of h0 and c0.
   std::int64_t state_row(std::int64_t i) const {
-    return args_.state_rows ? args_.state_rows[i] : args_.order[i];
+    return args_.h0_rows ? args_.h0_rows[args_.order[i]] : args_.order[i];
   }
   std::int64_t length(std::int64_t i) const {
     const std::int32_t sequence = args_.order[i];

@@ -104,7 +104,7 @@ void check_state(const char* op, const char* argument, const std::optional<Tenso
 
 void check_rows(const char* op, const Tensor& h0_rows, std::int64_t batch,
                 const std::optional<Tensor>& h0, Device device) {
-  check(device.kind == DeviceKind::cpu, op, ": h0_rows is for the CPU, x is on ", name(device));
+  check(device.kind == DeviceKind::cpu, op, ": h0_rows is for the CPU, x is on ", device);
   check(h0.has_value(), op, ": h0_rows without h0, whose rows they are");
   check_tensor(op, "h0_rows", h0_rows, DType::int32, {batch}, device);
   const auto* rows = h0_rows.data<std::int32_t>();
@@ -132,22 +132,16 @@ std::vector<std::int32_t> by_rows(const Tensor& h0_rows, std::int64_t states) {
 }
 
 // See RecurrentArgs.
-struct Sharing {
-  std::vector<std::int32_t> state_rows, runs;
-
-  Sharing(const std::int32_t* h0_rows, const std::int32_t* cu_seqlens,
-          const std::vector<std::int32_t>& order) {
-    const auto key = [=](std::int32_t i) {
-      return std::pair(cu_seqlens[i] - cu_seqlens[i + 1], h0_rows[i]);
-    };
-    std::int32_t run = 0;
-    for (std::size_t i = 0; i < order.size(); ++i) {
-      if (i > 0 && key(order[i]) != key(order[i - 1])) ++run;
-      state_rows.push_back(h0_rows[order[i]]);
-      runs.push_back(run);
-    }
-  }
-};
+std::vector<std::int32_t> runs_of(const std::int32_t* h0_rows, const std::int32_t* cu_seqlens,
+                                  const std::vector<std::int32_t>& order) {
+  const auto key = [=](std::int32_t i) {
+    return std::pair(cu_seqlens[i] - cu_seqlens[i + 1], h0_rows[i]);
+  };
+  std::vector<std::int32_t> runs(order.size());
+  for (std::size_t i = 1; i < order.size(); ++i)
+    runs[i] = runs[i - 1] + (key(order[i]) != key(order[i - 1]));
+  return runs;
+}
 
 // The memory that a call works in; see RecurrentDirection.
 struct Workspace {
@@ -220,8 +214,9 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
   const SequenceSchedule schedule =
       h0_rows ? SequenceSchedule(cu_seqlens.host(), by_rows(*h0_rows, states))
               : SequenceSchedule(cu_seqlens.host(), batch);
-  std::optional<Sharing> sharing;
-  if (h0_rows) sharing.emplace(h0_rows->data<std::int32_t>(), cu_seqlens.host(), schedule.order);
+  const std::int32_t* state_rows = h0_rows ? h0_rows->data<std::int32_t>() : nullptr;
+  std::vector<std::int32_t> runs;
+  if (state_rows) runs = runs_of(state_rows, cu_seqlens.host(), schedule.order);
   const std::int64_t width = cpu::kernels().panel_width;
   const std::int64_t blocks = (hidden + width - 1) / width;
   const std::int64_t gates_stride = spread(blocks * gates_of(weight.kind()) * width);
@@ -234,8 +229,8 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
       .cu_seqlens = cu_seqlens.host(),
       .order = schedule.order.data(),
       .active = schedule.active.data(),
-      .state_rows = sharing ? sharing->state_rows.data() : nullptr,
-      .runs = sharing ? sharing->runs.data() : nullptr,
+      .h0_rows = state_rows,
+      .runs = state_rows ? runs.data() : nullptr,
       .batch = batch,
       .steps = static_cast<std::int64_t>(schedule.active.size()),
       .input_size = weight.input_size(),
@@ -269,7 +264,7 @@ RecurrentResult recurrent(const char* op, const Tensor& x, const SequenceOffsets
         .x = args.x ? work.x.data<float>() : nullptr,
         .gates = work.gates.data<float>(),
         .h = work.h.data<float>(),
-        .products = sharing ? work.products.data<float>() : nullptr,
+        .products = state_rows ? work.products.data<float>() : nullptr,
         .intermediate = work.intermediate.data<float>(),
         .c = work.c.data<float>(),
     };

@@ -83,9 +83,9 @@ struct RecurrentArgs {
   const std::int32_t* cu_seqlens;
   const std::int32_t* order;   // [batch], by falling length
   const std::int32_t* active;  // [steps], how many sequences reach each step
-  // With h0_rows, else null. Of the sequences in order: their rows of h0 and c0, and how many
-  // changes of those, and of lengths, come before. What is of one run shares its first product.
-  const std::int32_t *state_rows, *runs;  // [batch]
+  // Null, or of each sequence its row of h0 and c0; and of the sequences in order, how many changes
+  // of those, and of lengths, come before. What is of one run shares its first product.
+  const std::int32_t *h0_rows, *runs;  // [batch]
   std::int64_t batch, steps;
   std::int64_t input_size, hidden_size, output_size;
   std::int64_t x_stride, out_stride;

@@ -49,7 +49,7 @@ class AttentionCase(Case):
             "causal": self.causal,
             "window": self.window,
             "mask": self._mask(random, key_lengths, dtype),
-            "relative_bias": _relative_bias(random, self.num_heads, self.reach),
+            "relative_bias": relative_bias_of(random, self.num_heads, self.reach),
             "softcap": self.softcap,
         }
 
@@ -68,7 +68,7 @@ class AttentionCase(Case):
         return place(MASKS[self.mask](random, shape, dtype), layout)
 
 
-def _relative_bias(
+def relative_bias_of(
     random: np.random.Generator, num_heads: int, reach: int | None
 ) -> np.ndarray | None:
     """float32 for every dtype. Its rows are not next to each other."""

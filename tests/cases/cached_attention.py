@@ -9,7 +9,7 @@ import numpy as np
 from layouts import place
 
 from cases import DENORMAL, HUGE, LENGTHS, TINY, Case, offsets
-from cases.attention import _relative_bias
+from cases.attention import relative_bias_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class CachedAttentionCase(Case):
             "cu_seqlens_q": offsets(self.lengths),
             "lengths_k": np.array(self.key_lengths, np.int32),
             "cache_rows": None if self.rows is None else np.array(self.rows, np.int32),
-            "relative_bias": _relative_bias(random, self.num_heads, self.reach),
+            "relative_bias": relative_bias_of(random, self.num_heads, self.reach),
             "scale": self.scale,
             "window": self.window,
             "causal": self.causal,
